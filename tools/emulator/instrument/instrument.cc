@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+/*
+ * The PMU in Bochs, see instrument.h.
+ */
+#include "bochs.h"
+#include "cpu/cpu.h"
+#include "cpu/cpuid.h"
+#include "cpu/apic.h"
+#include "pc_system.h"
+
+#define LOG_THIS cpu->
+
+/* Ticks until the next look at a core that does not move, e.g. in HLT. */
+#define IDLE_TICKS 1000
+
+void bx_pmu_c::init(BX_CPU_C *_cpu)
+{
+	const char *name = getenv("BOCHS_PMU");
+	const struct pmu_variant *var;
+
+	cpu = _cpu;
+	cpl = 0;
+	memset(&activity, 0, sizeof(activity));
+	memset(&pmu, 0, sizeof(pmu));
+
+	var = name ? pmu_variant_by_name(name) : pmu_variant_by_model(cpu->cpuid->get_name());
+	if (name && !var && strcmp(name, "none"))
+		BX_PANIC(("BOCHS_PMU: no PMU is called '%s'", name));
+	if (!var)
+		return;
+
+	BX_INFO(("PMU: %s", var->name));
+	pmu_init(&pmu, var);
+	timer = bx_pc_system.register_timer_ticks(this, timer_handler, 1, 0, 0, "pmu");
+	timer_active = false;
+}
+
+void bx_pmu_c::reset(unsigned source)
+{
+	if (!present() || source != BX_RESET_HARDWARE)
+		return;
+	sync();
+	pmu_reset(&pmu);
+	arm();
+}
+
+void bx_pmu_c::cpuid(Bit32u function, cpuid_function_t *leaf) const
+{
+	struct pmu_cpuid r = { leaf->eax, leaf->ebx, leaf->ecx, leaf->edx };
+
+	if (!present())
+		return;
+	pmu_cpuid(&pmu, function, &r);
+	leaf->eax = r.eax;
+	leaf->ebx = r.ebx;
+	leaf->ecx = r.ecx;
+	leaf->edx = r.edx;
+}
+
+void bx_pmu_c::sync(void)
+{
+	activity.n[PMU_STEP] = cpu->get_icount();
+	pmu_report(&pmu, &activity);
+	if (pmu_take_pmi(&pmu))
+		deliver();
+}
+
+int bx_pmu_c::rdmsr(Bit32u index, Bit64u *val)
+{
+	uint64_t v = 0;
+
+	if (!present())
+		return -1;
+	sync();
+	switch (pmu_rdmsr(&pmu, index, &v)) {
+	case PMU_OK:
+		*val = v;
+		return 1;
+	case PMU_GP:
+		return 0;
+	default:
+		return -1;
+	}
+}
+
+int bx_pmu_c::wrmsr(Bit32u index, Bit64u val)
+{
+	if (!present())
+		return -1;
+	sync();
+	switch (pmu_wrmsr(&pmu, index, val)) {
+	case PMU_OK:
+		arm();
+		return 1;
+	case PMU_GP:
+		return 0;
+	default:
+		return -1;
+	}
+}
+
+bool bx_pmu_c::rdpmc(Bit32u ecx, Bit64u *val)
+{
+	uint64_t v;
+
+	sync();
+	if (pmu_rdpmc(&pmu, ecx, &v) != PMU_OK)
+		return false;
+	*val = v;
+	return true;
+}
+
+void bx_pmu_c::enter_ring(unsigned to)
+{
+	cpl = to;
+	if (pmu_set_ring(&pmu, &activity, to)) {
+		if (pmu_take_pmi(&pmu))
+			deliver();
+		arm();
+	}
+}
+
+void bx_pmu_c::change_cpl(unsigned to)
+{
+	activity.n[PMU_STEP] = cpu->get_icount();
+	if (present())
+		enter_ring(to);
+	else
+		cpl = to;
+}
+
+void bx_pmu_c::leave_ring(unsigned from)
+{
+	unsigned to = cpl;
+
+	/* Selectors say nothing about rings in real and virtual-8086 mode. */
+	if (!cpu->protected_mode() && !cpu->long_mode()) {
+		activity.n[PMU_BRANCH_TAKEN]++;
+		return;
+	}
+
+	change_cpl(from);
+	activity.n[PMU_BRANCH_TAKEN]++;
+	activity.n[PMU_STEP]++;
+	enter_ring(to);
+}
+
+void bx_pmu_c::vmenter(void)
+{
+	activity.n[PMU_CONTINUED]--;
+	if (present())
+		sync();
+}
+
+void bx_pmu_c::load(Bit32u msr, Bit64u val)
+{
+	if (!present())
+		return;
+	sync();
+	pmu_load(&pmu, msr, val);
+	arm();
+}
+
+Bit64u bx_pmu_c::get(Bit32u msr) const
+{
+	uint64_t val = 0;
+
+	if (present())
+		pmu_rdmsr(&pmu, msr, &val);
+	return val;
+}
+
+void bx_pmu_c::arm(Bit64u at_least)
+{
+	Bit64u steps = pmu_next_overflow(&pmu);
+	Bit64u ticks = steps / BX_SMP_PROCESSORS; /* as slow as time can pass */
+
+	if (steps == UINT64_MAX) {
+		if (timer_active)
+			bx_pc_system.deactivate_timer(timer);
+		timer_active = false;
+		return;
+	}
+	if (ticks < at_least)
+		ticks = at_least;
+	armed_at = cpu->get_icount();
+	timer_active = true;
+	bx_pc_system.activate_timer_ticks(timer, ticks, 0);
+}
+
+void bx_pmu_c::timer_handler(void *self)
+{
+	bx_pmu_c *pmu = (bx_pmu_c *)self;
+
+	pmu->timer_active = false;
+	pmu->sync();
+	pmu->arm(pmu->cpu->get_icount() == pmu->armed_at ? IDLE_TICKS : 1);
+}
+
+/* The local APIC masks LVTPC as it delivers. */
+void bx_pmu_c::deliver(void)
+{
+	const Bit32u masked = 0x10000;
+	Bit32u lvtpc = cpu->lapic->read_aligned(BX_LAPIC_LVT_PERFMON);
+
+	if (lvtpc & masked)
+		return;
+	cpu->lapic->set_lvt_entry(BX_LAPIC_LVT_PERFMON, lvtpc | masked);
+	cpu->lapic->deliver(lvtpc & 0xff, lvtpc >> 8 & 7, APIC_EDGE_TRIGGERED);
+}

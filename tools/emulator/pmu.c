@@ -1,0 +1,840 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+/*
+ * Intel architectural PMU of one logical processor, see pmu.h.
+ */
+#include "pmu.h"
+
+#include <string.h>
+
+#define BIT(n)			(1ull << (n))
+#define ARRAY_SIZE(a)		(sizeof(a) / sizeof((a)[0]))
+
+#define MSR_PERFCTR0		0x0c1
+#define MSR_MPERF		0x0e7
+#define MSR_APERF		0x0e8
+#define MSR_PERFEVTSEL0		0x186
+#define MSR_MISC_ENABLE		0x1a0
+#define MSR_FIXED_CTR0		0x309
+#define MSR_PERF_METRICS	0x329
+#define MSR_PERF_CAPABILITIES	0x345
+#define MSR_FIXED_CTR_CTRL	0x38d
+#define MSR_GLOBAL_STATUS	0x38e
+#define MSR_GLOBAL_STATUS_RESET	0x390
+#define MSR_GLOBAL_STATUS_SET	0x391
+#define MSR_GLOBAL_INUSE	0x392
+#define MSR_PEBS_ENABLE		0x3f1
+#define MSR_PMC0		0x4c1
+#define MSR_V6_GP0		0x1900	/* counter, selector, two more */
+#define MSR_V6_FIXED0		0x1980	/* counter, three more */
+#define MSR_V6_STEP		4
+
+#define EVTSEL_EVENT		0x000000ffull
+#define EVTSEL_UMASK		0x0000ff00ull
+#define EVTSEL_USR		BIT(16)
+#define EVTSEL_OS		BIT(17)
+#define EVTSEL_EDGE		BIT(18)
+#define EVTSEL_INT		BIT(20)
+#define EVTSEL_ANY		BIT(21)
+#define EVTSEL_EN		BIT(22)
+#define EVTSEL_INV		BIT(23)
+#define EVTSEL_CMASK_SHIFT	24
+#define EVTSEL_ALL		0xffffffffull
+
+#define FIXED_OS		BIT(0)
+#define FIXED_USR		BIT(1)
+#define FIXED_ANY		BIT(2)
+#define FIXED_PMI		BIT(3)
+
+#define GLOBAL_METRICS		BIT(48)
+#define STATUS_LBR_FRZ		BIT(58)
+#define STATUS_CTR_FRZ		BIT(59)
+#define STATUS_OVF_UNCORE	BIT(61)
+#define STATUS_OVF_DS		BIT(62)
+#define STATUS_COND_CHGD	BIT(63)
+#define INUSE_PMI		BIT(63)
+
+#define CAP_FREEZE_WHILE_SMM	BIT(12)
+#define CAP_FW_WRITES		BIT(13)
+#define CAP_PERF_METRICS	BIT(15)
+
+#define DEBUGCTL_LBR		BIT(0)
+#define DEBUGCTL_BTF		BIT(1)
+#define DEBUGCTL_FREEZE_LBRS	BIT(11)
+#define DEBUGCTL_FREEZE_PERFMON	BIT(12)
+#define DEBUGCTL_FREEZE_IN_SMM	BIT(14)
+
+#define MISC_FAST_STRINGS	BIT(0)
+#define MISC_THERMAL_CONTROL	BIT(3)
+#define MISC_PERFMON		BIT(7)
+#define MISC_BTS_UNAVAILABLE	BIT(11)
+#define MISC_PEBS_UNAVAILABLE	BIT(12)
+#define MISC_SPEEDSTEP		BIT(16)
+#define MISC_READ_ONLY		(MISC_PERFMON | MISC_BTS_UNAVAILABLE | MISC_PEBS_UNAVAILABLE)
+#define MISC_WRITABLE		(MISC_FAST_STRINGS | MISC_THERMAL_CONTROL | MISC_SPEEDSTEP)
+
+#define SLOTS_PER_CYCLE		6
+#define SLOTS_COUNTER		3
+
+/* One byte of PERF_METRICS is a fraction of this. */
+#define METRIC_ONE		255
+
+enum { RING_OS, RING_USER, NR_RINGS };
+
+static const struct pmu_variant variants[] = {
+	{
+		.name = "spr", .model = "sapphire_rapids",
+		.version = 5, .nr_gp = 8, .fixed_mask = 0x0f, .width = 48,
+		.nr_arch_events = 8, .nr_metrics = 8,
+		.vmexit_save_global_ctrl = true,
+		.perf_capabilities = CAP_FW_WRITES | CAP_PERF_METRICS,
+	}, {
+		.name = "icl", .model = "corei7_icelake_u",
+		.version = 5, .nr_gp = 8, .fixed_mask = 0x0f, .width = 48,
+		.nr_arch_events = 8, .nr_metrics = 4,
+		.perf_capabilities = CAP_FW_WRITES | CAP_PERF_METRICS,
+	}, {
+		.name = "skx", .model = "corei7_skylake_x",
+		.version = 4, .nr_gp = 8, .fixed_mask = 0x07, .width = 48,
+		.nr_arch_events = 7, .anythread = true,
+		.perf_capabilities = CAP_FW_WRITES,
+	}, {
+		/* Sierra Forest's signature, on any model named by hand. */
+		.name = "ecore", .model = "", .signature = 0x000a06f3,
+		.version = 6, .nr_gp = 8, .fixed_mask = 0x77, .width = 48,
+		.nr_arch_events = 7,
+		.vmexit_save_global_ctrl = true,
+		.perf_capabilities = CAP_FW_WRITES,
+	},
+};
+
+/*
+ * The cost model: slots that one piece of activity takes, split by metric.
+ * The first four sum to whole cycles, so every event has a cycle of its own;
+ * the last four are parts of them.  Retirement pays for the instruction
+ * itself.  Branches are predicted taken, so one that is not is mispredicted.
+ * The figures make loops of different kinds differ; they describe no real
+ * core.
+ */
+static const uint8_t cost[PMU_NR_ACTS][PMU_NR_METRICS] = {
+	/*			   ret bad  fe  be  heavy misp lat mem */
+	[PMU_STEP]		= { 2,  0,  1,  3,   0,   0,  0,  0 },	/* retired */
+	[PMU_ABORTED]		= { 0, 12,  6,  0,   0,   0,  6,  0 },
+	[PMU_BRANCH_TAKEN]	= { 0,  0,  6,  0,   0,   0,  4,  0 },
+	[PMU_BRANCH_NOT_TAKEN]	= { 0, 12,  0,  0,   0,  12,  0,  0 },
+	[PMU_LOAD]		= { 0,  0,  0,  6,   0,   0,  0,  6 },
+	[PMU_STORE]		= { 0,  0,  0,  6,   0,   0,  0,  4 },
+	[PMU_REP]		= { 4,  0,  1,  1,   4,   0,  0,  0 },
+	[PMU_FLUSH]		= { 0,  0,  0, 60,   0,   0,  0, 60 },
+};
+
+/*
+ * Events.  Those with an index are architectural and exist if CPUID.0xA
+ * enumerates the index; the others are of these CPU models.
+ */
+#define MODEL_SPECIFIC	(-1)
+
+static const struct {
+	uint8_t event, umask;
+	int8_t index;
+	uint8_t quantity;
+} events[] = {
+	{ 0x3c, 0x00,  0, PMU_Q_CYCLES },
+	{ 0xc0, 0x00,  1, PMU_Q_INSTRUCTIONS },
+	{ 0x3c, 0x01,  2, PMU_Q_REF_CYCLES },
+	{ 0x2e, 0x4f,  3, PMU_Q_LLC_REFERENCES },
+	{ 0x2e, 0x41,  4, PMU_Q_LLC_MISSES },
+	{ 0xc4, 0x00,  5, PMU_Q_BRANCHES },
+	{ 0xc5, 0x00,  6, PMU_Q_BRANCH_MISSES },
+	{ 0xa4, 0x01,  7, PMU_Q_SLOTS },
+	{ 0xa4, 0x02,  8, PMU_Q_BACKEND_BOUND },
+	{ 0x73, 0x00,  9, PMU_Q_BAD_SPECULATION },
+	{ 0x9c, 0x01, 10, PMU_Q_FRONTEND_BOUND },
+	{ 0xc2, 0x02, 11, PMU_Q_RETIRING },
+	{ 0xd0, 0x81, MODEL_SPECIFIC, PMU_Q_LOADS },
+	{ 0xd0, 0x82, MODEL_SPECIFIC, PMU_Q_STORES },
+	{ 0xd0, 0x83, MODEL_SPECIFIC, PMU_Q_LOADS_STORES },
+};
+
+static const uint8_t fixed_quantity[PMU_MAX_FIXED] = {
+	PMU_Q_INSTRUCTIONS, PMU_Q_CYCLES, PMU_Q_REF_CYCLES, PMU_Q_SLOTS,
+	PMU_Q_BAD_SPECULATION, PMU_Q_FRONTEND_BOUND, PMU_Q_RETIRING,
+};
+
+/*
+ * How often an ordinary step makes a quantity occur at most, for the next
+ * look at a counter; a step that does more makes its PMI late, no worse.
+ */
+static const uint8_t max_per_step[PMU_NR_QUANTITIES] = {
+	[PMU_Q_RETIRING]	= 6,	[PMU_Q_BAD_SPECULATION]	= 12,
+	[PMU_Q_FRONTEND_BOUND]	= 7,	[PMU_Q_BACKEND_BOUND]	= 15,
+	[PMU_Q_HEAVY_OPS]	= 4,	[PMU_Q_BRANCH_MISPREDICT] = 12,
+	[PMU_Q_FETCH_LATENCY]	= 6,	[PMU_Q_MEMORY_BOUND]	= 10,
+	[PMU_Q_SLOTS]		= 24,	[PMU_Q_CYCLES]		= 4,
+	[PMU_Q_REF_CYCLES]	= 1,	[PMU_Q_INSTRUCTIONS]	= 1,
+	[PMU_Q_BRANCHES]	= 1,	[PMU_Q_BRANCH_MISSES]	= 1,
+	[PMU_Q_LLC_REFERENCES]	= 1,	[PMU_Q_LLC_MISSES]	= 1,
+	[PMU_Q_LOADS]		= 1,	[PMU_Q_STORES]		= 1,
+	[PMU_Q_LOADS_STORES]	= 2,
+};
+
+const struct pmu_variant *pmu_variant_by_name(const char *name)
+{
+	for (unsigned int i = 0; i < ARRAY_SIZE(variants); i++)
+		if (!strcmp(name, variants[i].name))
+			return &variants[i];
+	return NULL;
+}
+
+const struct pmu_variant *pmu_variant_by_model(const char *model)
+{
+	for (unsigned int i = 0; i < ARRAY_SIZE(variants); i++)
+		if (variants[i].model[0] && !strcmp(model, variants[i].model))
+			return &variants[i];
+	return NULL;
+}
+
+static uint64_t width_mask(const struct pmu *pmu)
+{
+	return BIT(pmu->var->width) - 1;
+}
+
+static bool has_fixed(const struct pmu *pmu, unsigned int i)
+{
+	return i < PMU_MAX_FIXED && (pmu->var->fixed_mask & BIT(i));
+}
+
+/* Bits of GLOBAL_CTRL, and as overflow bits of GLOBAL_STATUS. */
+static uint64_t global_bits(const struct pmu *pmu)
+{
+	return (BIT(pmu->var->nr_gp) - 1) | (uint64_t)pmu->var->fixed_mask << 32 |
+	       (pmu->var->nr_metrics ? GLOBAL_METRICS : 0);
+}
+
+static uint64_t status_reset_bits(const struct pmu *pmu)
+{
+	uint64_t bits = global_bits(pmu) | STATUS_OVF_UNCORE | STATUS_OVF_DS | STATUS_COND_CHGD;
+
+	if (pmu->var->version >= 4)
+		bits |= STATUS_LBR_FRZ | STATUS_CTR_FRZ;
+	return bits;
+}
+
+static uint64_t status_set_bits(const struct pmu *pmu)
+{
+	return status_reset_bits(pmu) & ~STATUS_COND_CHGD;
+}
+
+static uint64_t evtsel_bits(const struct pmu *pmu)
+{
+	return EVTSEL_ALL & ~(pmu->var->anythread ? 0 : EVTSEL_ANY);
+}
+
+static uint64_t fixed_ctrl_bits(const struct pmu *pmu)
+{
+	uint64_t one = FIXED_OS | FIXED_USR | FIXED_PMI | (pmu->var->anythread ? FIXED_ANY : 0);
+	uint64_t bits = 0;
+
+	for (unsigned int i = 0; i < PMU_MAX_FIXED; i++)
+		if (has_fixed(pmu, i))
+			bits |= one << 4 * i;
+	return bits;
+}
+
+static uint64_t debugctl_bits(const struct pmu *pmu)
+{
+	uint64_t bits = DEBUGCTL_LBR | DEBUGCTL_BTF | DEBUGCTL_FREEZE_LBRS |
+			DEBUGCTL_FREEZE_PERFMON;
+
+	if (pmu->var->perf_capabilities & CAP_FREEZE_WHILE_SMM)
+		bits |= DEBUGCTL_FREEZE_IN_SMM;
+	return bits;
+}
+
+static unsigned int fixed_ctrl(const struct pmu *pmu, unsigned int i)
+{
+	return pmu->fixed_ctrl >> 4 * i & 0xf;
+}
+
+/* Rings a counter counts in, as a bitmap; the freeze is up to the caller. */
+static unsigned int gp_rings(const struct pmu *pmu, unsigned int i)
+{
+	uint64_t sel = pmu->evtsel[i];
+
+	if (!(sel & EVTSEL_EN) || !(pmu->global_ctrl & BIT(i)))
+		return 0;
+	return (sel & EVTSEL_OS ? BIT(RING_OS) : 0) | (sel & EVTSEL_USR ? BIT(RING_USER) : 0);
+}
+
+static unsigned int fixed_rings(const struct pmu *pmu, unsigned int i)
+{
+	unsigned int ctrl = fixed_ctrl(pmu, i);
+
+	if (!(pmu->global_ctrl & BIT(32 + i)))
+		return 0;
+	return (ctrl & FIXED_OS ? BIT(RING_OS) : 0) | (ctrl & FIXED_USR ? BIT(RING_USER) : 0);
+}
+
+static unsigned int metrics_rings(const struct pmu *pmu)
+{
+	return pmu->global_ctrl & GLOBAL_METRICS ? fixed_rings(pmu, SLOTS_COUNTER) : 0;
+}
+
+/* To be called after a write to anything that starts or stops counters. */
+static void update_live(struct pmu *pmu)
+{
+	pmu->live = false;
+	pmu->sampling = false;
+	if (pmu->global_status & STATUS_CTR_FRZ)
+		return;
+
+	for (unsigned int i = 0; i < pmu->var->nr_gp; i++) {
+		if (!gp_rings(pmu, i))
+			continue;
+		pmu->live = true;
+		pmu->sampling |= !!(pmu->evtsel[i] & EVTSEL_INT);
+	}
+	for (unsigned int i = 0; i < PMU_MAX_FIXED; i++) {
+		if (!fixed_rings(pmu, i))
+			continue;
+		pmu->live = true;
+		pmu->sampling |= !!(fixed_ctrl(pmu, i) & FIXED_PMI);
+	}
+}
+
+static unsigned int quantity_of(const struct pmu *pmu, uint64_t sel)
+{
+	for (unsigned int i = 0; i < ARRAY_SIZE(events); i++) {
+		if (events[i].event != (sel & EVTSEL_EVENT) ||
+		    events[i].umask != (sel & EVTSEL_UMASK) >> 8)
+			continue;
+		if (events[i].index < (int)pmu->var->nr_arch_events)
+			return events[i].quantity;
+	}
+	return PMU_Q_NONE;
+}
+
+/* Turn activity into everything that can be counted. */
+static void derive(const struct pmu_activity *act, uint64_t q[PMU_NR_QUANTITIES])
+{
+	uint64_t work[PMU_NR_ACTS];
+
+	memcpy(work, act->n, sizeof(work));
+	work[PMU_STEP] -= work[PMU_CONTINUED] + work[PMU_ABORTED];
+
+	for (unsigned int m = 0; m < PMU_NR_METRICS; m++) {
+		q[PMU_Q_METRIC0 + m] = 0;
+		for (unsigned int a = 0; a < PMU_NR_ACTS; a++)
+			q[PMU_Q_METRIC0 + m] += work[a] * cost[a][m];
+	}
+
+	q[PMU_Q_SLOTS] = q[PMU_Q_RETIRING] + q[PMU_Q_BAD_SPECULATION] +
+			 q[PMU_Q_FRONTEND_BOUND] + q[PMU_Q_BACKEND_BOUND];
+	q[PMU_Q_CYCLES] = q[PMU_Q_SLOTS] / SLOTS_PER_CYCLE;
+	q[PMU_Q_REF_CYCLES] = act->n[PMU_STEP];
+	q[PMU_Q_INSTRUCTIONS] = work[PMU_STEP];
+	q[PMU_Q_BRANCHES] = act->n[PMU_BRANCH_TAKEN] + act->n[PMU_BRANCH_NOT_TAKEN];
+	q[PMU_Q_BRANCH_MISSES] = act->n[PMU_BRANCH_NOT_TAKEN];
+	q[PMU_Q_LLC_REFERENCES] = act->n[PMU_FLUSH];
+	q[PMU_Q_LLC_MISSES] = act->n[PMU_FLUSH];
+	q[PMU_Q_LOADS] = act->n[PMU_LOAD];
+	q[PMU_Q_STORES] = act->n[PMU_STORE];
+	q[PMU_Q_LOADS_STORES] = act->n[PMU_LOAD] + act->n[PMU_STORE];
+}
+
+/* Slots of one kind come packed; all else happens once in a cycle. */
+static unsigned int per_cycle(unsigned int quantity)
+{
+	return quantity <= PMU_Q_SLOTS ? SLOTS_PER_CYCLE : 1;
+}
+
+/* Present in every cycle, so that it has no edges. */
+static bool is_level(unsigned int quantity)
+{
+	return quantity == PMU_Q_SLOTS || quantity == PMU_Q_CYCLES ||
+	       quantity == PMU_Q_REF_CYCLES;
+}
+
+/*
+ * What a general-purpose counter makes of a quantity.  CMASK n counts cycles
+ * with at least n occurrences, INV those with fewer (only with CMASK, as
+ * documented), EDGE the beginnings of such stretches; as no two cycles of the
+ * same event are neighbours here, each is one, inverted or not.
+ */
+static uint64_t filtered(uint64_t sel, unsigned int quantity, const uint64_t *q)
+{
+	unsigned int cmask = sel >> EVTSEL_CMASK_SHIFT & 0xff;
+	uint64_t cycles;
+
+	if (quantity == PMU_Q_NONE)
+		return sel & EVTSEL_INV && cmask && !(sel & EVTSEL_EDGE) ? q[PMU_Q_CYCLES] : 0;
+	if (!cmask && !(sel & EVTSEL_EDGE))
+		return q[quantity];
+
+	cycles = cmask <= per_cycle(quantity) ? q[quantity] / per_cycle(quantity) : 0;
+	if (sel & EVTSEL_EDGE)
+		return is_level(quantity) ? 0 : cycles;
+	if (sel & EVTSEL_INV)
+		return cycles < q[PMU_Q_CYCLES] ? q[PMU_Q_CYCLES] - cycles : 0;
+	return cycles;
+}
+
+static void overflow(struct pmu *pmu, uint64_t status, bool interrupt)
+{
+	pmu->global_status |= status;
+	if (!interrupt)
+		return;
+
+	pmu->pmi = true;
+	if (pmu->debugctl & DEBUGCTL_FREEZE_PERFMON && pmu->var->version >= 4)
+		pmu->global_status |= STATUS_CTR_FRZ;
+}
+
+static void advance(struct pmu *pmu, uint64_t *counter, uint64_t by, uint64_t status,
+		    bool interrupt)
+{
+	uint64_t sum = *counter + by;
+
+	*counter = sum & width_mask(pmu);
+	if (sum != *counter)
+		overflow(pmu, status, interrupt);
+}
+
+/* Bring the counters up to the activity in pmu->total. */
+static void count(struct pmu *pmu)
+{
+	uint64_t now[NR_RINGS][PMU_NR_QUANTITIES];
+	uint64_t limit = (width_mask(pmu) + 1) * METRIC_ONE;
+	bool slots_pmi = fixed_ctrl(pmu, SLOTS_COUNTER) & FIXED_PMI;
+
+	for (unsigned int r = 0; r < NR_RINGS; r++)
+		derive(&pmu->total[r], now[r]);
+
+	for (unsigned int i = 0; i < pmu->var->nr_gp; i++) {
+		uint64_t sel = pmu->evtsel[i], by = 0;
+		unsigned int rings = gp_rings(pmu, i);
+		unsigned int quantity;
+
+		if (!rings)
+			continue;
+		quantity = quantity_of(pmu, sel);
+		for (unsigned int r = 0; r < NR_RINGS; r++)
+			if (rings & BIT(r))
+				by += filtered(sel, quantity, now[r]) -
+				      filtered(sel, quantity, pmu->counted[r]);
+		advance(pmu, &pmu->gp[i], by, BIT(i), sel & EVTSEL_INT);
+	}
+
+	for (unsigned int i = 0; i < PMU_MAX_FIXED; i++) {
+		unsigned int rings = fixed_rings(pmu, i);
+		unsigned int quantity = fixed_quantity[i];
+		uint64_t by = 0;
+
+		for (unsigned int r = 0; r < NR_RINGS; r++)
+			if (rings & BIT(r))
+				by += now[r][quantity] - pmu->counted[r][quantity];
+		advance(pmu, &pmu->fixed[i], by, BIT(32 + i), fixed_ctrl(pmu, i) & FIXED_PMI);
+	}
+
+	for (unsigned int m = 0; m < pmu->var->nr_metrics; m++) {
+		unsigned int rings = metrics_rings(pmu);
+
+		for (unsigned int r = 0; r < NR_RINGS; r++)
+			if (rings & BIT(r))
+				pmu->metric[m] += METRIC_ONE * (now[r][PMU_Q_METRIC0 + m] -
+								pmu->counted[r][PMU_Q_METRIC0 + m]);
+		if (pmu->metric[m] >= limit) {
+			pmu->metric[m] -= limit;
+			overflow(pmu, GLOBAL_METRICS, slots_pmi);
+		}
+	}
+
+	memcpy(pmu->counted, now, sizeof(now));
+	if (pmu->global_status & STATUS_CTR_FRZ)
+		update_live(pmu);
+}
+
+static void accumulate(struct pmu *pmu, const struct pmu_activity *now)
+{
+	struct pmu_activity *total = &pmu->total[pmu->ring];
+
+	for (unsigned int a = 0; a < PMU_NR_ACTS; a++)
+		total->n[a] += now->n[a] - pmu->last.n[a];
+	pmu->last = *now;
+}
+
+void pmu_init(struct pmu *pmu, const struct pmu_variant *var)
+{
+	memset(pmu, 0, sizeof(*pmu));
+	pmu->var = var;
+	pmu_reset(pmu);
+}
+
+/* MPERF and APERF count cycles all the time, by the TSC and by the core. */
+static uint64_t unhalted_cycles(const struct pmu *pmu, uint32_t msr)
+{
+	uint64_t q[PMU_NR_QUANTITIES];
+
+	derive(&pmu->last, q);
+	return q[msr == MSR_MPERF ? PMU_Q_REF_CYCLES : PMU_Q_CYCLES];
+}
+
+void pmu_reset(struct pmu *pmu)
+{
+	const struct pmu_variant *var = pmu->var;
+	struct pmu_activity last = pmu->last;
+
+	memset(pmu, 0, sizeof(*pmu));
+	pmu->var = var;
+	pmu->last = last;
+	pmu->unhalted_base[0] = unhalted_cycles(pmu, MSR_MPERF);
+	pmu->unhalted_base[1] = unhalted_cycles(pmu, MSR_APERF);
+	pmu->global_ctrl = BIT(var->nr_gp) - 1;
+	pmu->misc_enable = MISC_FAST_STRINGS | MISC_READ_ONLY;
+}
+
+void pmu_cpuid(const struct pmu *pmu, uint32_t leaf, struct pmu_cpuid *r)
+{
+	const struct pmu_variant *var = pmu->var;
+	unsigned int contiguous = 0;
+
+	switch (leaf) {
+	case 1:
+		if (var->signature)
+			r->eax = var->signature;
+		r->ecx |= BIT(15);			/* PDCM */
+		r->ecx &= ~(BIT(2) | BIT(4));		/* DTES64, DS-CPL */
+		r->edx &= ~BIT(21);			/* DS */
+		break;
+	case 0xa:
+		while (has_fixed(pmu, contiguous))
+			contiguous++;
+		r->eax = var->version | var->nr_gp << 8 | var->width << 16 |
+			 (uint32_t)var->nr_arch_events << 24;
+		r->ebx = 0;
+		r->ecx = var->version >= 5 ? var->fixed_mask : 0;
+		r->edx = contiguous | var->width << 5 | !var->anythread << 15;
+		break;
+	}
+}
+
+void pmu_report(struct pmu *pmu, const struct pmu_activity *now)
+{
+	if (!pmu->live) {
+		pmu->last = *now;
+		return;
+	}
+	accumulate(pmu, now);
+	count(pmu);
+}
+
+bool pmu_set_ring(struct pmu *pmu, const struct pmu_activity *now, unsigned int cpl)
+{
+	if (pmu->live) {
+		accumulate(pmu, now);
+		if (pmu->sampling)
+			count(pmu);
+	}
+	pmu->ring = cpl ? RING_USER : RING_OS;
+	return pmu->sampling;
+}
+
+static uint64_t read_metrics(const struct pmu *pmu)
+{
+	uint64_t slots = pmu->fixed[SLOTS_COUNTER], val = 0;
+
+	for (unsigned int m = 0; slots && m < pmu->var->nr_metrics; m++) {
+		uint64_t fraction = (pmu->metric[m] + slots / 2) / slots;
+
+		val |= (fraction < METRIC_ONE ? fraction : METRIC_ONE) << 8 * m;
+	}
+	return val;
+}
+
+static void write_metrics(struct pmu *pmu, uint64_t val)
+{
+	for (unsigned int m = 0; m < pmu->var->nr_metrics; m++)
+		pmu->metric[m] = (val >> 8 * m & 0xff) * pmu->fixed[SLOTS_COUNTER];
+}
+
+static uint64_t read_inuse(const struct pmu *pmu)
+{
+	uint64_t val = 0;
+
+	for (unsigned int i = 0; i < pmu->var->nr_gp; i++) {
+		if (pmu->evtsel[i] & EVTSEL_EVENT)
+			val |= BIT(i);
+		if (pmu->evtsel[i] & EVTSEL_INT)
+			val |= INUSE_PMI;
+	}
+	for (unsigned int i = 0; i < PMU_MAX_FIXED; i++) {
+		if (fixed_ctrl(pmu, i) & (FIXED_OS | FIXED_USR))
+			val |= BIT(32 + i);
+		if (fixed_ctrl(pmu, i) & FIXED_PMI)
+			val |= INUSE_PMI;
+	}
+	return val;
+}
+
+/* Numbered registers: where @msr lies in an array of @nr from @base on. */
+static bool in_range(uint32_t msr, uint32_t base, uint32_t nr, unsigned int *i)
+{
+	*i = msr - base;
+	return *i < nr;
+}
+
+/*
+ * Version 6 has a second set of numbers for the counters and selectors.  The
+ * selectors' extensions it has room for are not announced here, so absent.
+ */
+static uint32_t first_name(const struct pmu *pmu, uint32_t msr)
+{
+	unsigned int i;
+
+	if (pmu->var->version < 6)
+		return msr;
+	if (in_range(msr, MSR_V6_GP0, MSR_V6_STEP * PMU_MAX_GP, &i)) {
+		if (i % MSR_V6_STEP == 0)
+			return MSR_PMC0 + i / MSR_V6_STEP;
+		if (i % MSR_V6_STEP == 1)
+			return MSR_PERFEVTSEL0 + i / MSR_V6_STEP;
+		return MSR_PEBS_ENABLE;
+	}
+	if (in_range(msr, MSR_V6_FIXED0, MSR_V6_STEP * PMU_MAX_FIXED, &i))
+		return i % MSR_V6_STEP ? MSR_PEBS_ENABLE : MSR_FIXED_CTR0 + i / MSR_V6_STEP;
+	return msr;
+}
+
+enum pmu_result pmu_rdmsr(const struct pmu *pmu, uint32_t msr, uint64_t *val)
+{
+	const struct pmu_variant *var = pmu->var;
+	unsigned int i;
+
+	msr = first_name(pmu, msr);
+	if (in_range(msr, MSR_PERFEVTSEL0, PMU_MAX_GP, &i)) {
+		*val = pmu->evtsel[i];
+		return i < var->nr_gp ? PMU_OK : PMU_GP;
+	}
+	if (in_range(msr, MSR_PERFCTR0, PMU_MAX_GP, &i)) {
+		*val = pmu->gp[i];
+		return i < var->nr_gp ? PMU_OK : PMU_GP;
+	}
+	if (in_range(msr, MSR_PMC0, PMU_MAX_GP, &i)) {
+		*val = pmu->gp[i];
+		return i < var->nr_gp && var->perf_capabilities & CAP_FW_WRITES ? PMU_OK : PMU_GP;
+	}
+	if (in_range(msr, MSR_FIXED_CTR0, PMU_MAX_FIXED, &i)) {
+		*val = pmu->fixed[i];
+		return has_fixed(pmu, i) ? PMU_OK : PMU_GP;
+	}
+
+	switch (msr) {
+	case MSR_MPERF:
+	case MSR_APERF:
+		*val = unhalted_cycles(pmu, msr) - pmu->unhalted_base[msr - MSR_MPERF];
+		return PMU_OK;
+	case MSR_MISC_ENABLE:
+		*val = pmu->misc_enable;
+		return PMU_OK;
+	case MSR_DEBUGCTL:
+		*val = pmu->debugctl;
+		return PMU_OK;
+	case MSR_PERF_METRICS:
+		*val = read_metrics(pmu);
+		return var->nr_metrics ? PMU_OK : PMU_GP;
+	case MSR_PERF_CAPABILITIES:
+		*val = var->perf_capabilities;
+		return PMU_OK;
+	case MSR_FIXED_CTR_CTRL:
+		*val = pmu->fixed_ctrl;
+		return PMU_OK;
+	case MSR_GLOBAL_STATUS:
+		*val = pmu->global_status;
+		return PMU_OK;
+	case MSR_PERF_GLOBAL_CTRL:
+		*val = pmu->global_ctrl;
+		return PMU_OK;
+	case MSR_GLOBAL_STATUS_RESET:
+		*val = 0;
+		return PMU_OK;
+	case MSR_GLOBAL_STATUS_SET:
+		*val = 0;
+		return var->version >= 4 ? PMU_OK : PMU_GP;
+	case MSR_GLOBAL_INUSE:
+		*val = read_inuse(pmu);
+		return var->version >= 4 ? PMU_OK : PMU_GP;
+	case MSR_PEBS_ENABLE:
+		return PMU_GP;
+	default:
+		return PMU_FOREIGN;
+	}
+}
+
+/* A plain register: #GP on a bit that is not legal, else store. */
+static enum pmu_result store(uint64_t *reg, uint64_t val, uint64_t legal)
+{
+	if (val & ~legal)
+		return PMU_GP;
+	*reg = val;
+	return PMU_OK;
+}
+
+static enum pmu_result write_reg(struct pmu *pmu, uint32_t msr, uint64_t val)
+{
+	const struct pmu_variant *var = pmu->var;
+	unsigned int i;
+
+	msr = first_name(pmu, msr);
+	if (in_range(msr, MSR_PERFEVTSEL0, PMU_MAX_GP, &i))
+		return i < var->nr_gp ? store(&pmu->evtsel[i], val, evtsel_bits(pmu)) : PMU_GP;
+	if (in_range(msr, MSR_PERFCTR0, PMU_MAX_GP, &i)) {
+		if (i >= var->nr_gp)
+			return PMU_GP;
+		pmu->gp[i] = (uint64_t)(int32_t)val & width_mask(pmu);
+		return PMU_OK;
+	}
+	if (in_range(msr, MSR_PMC0, PMU_MAX_GP, &i)) {
+		if (i >= var->nr_gp || !(var->perf_capabilities & CAP_FW_WRITES))
+			return PMU_GP;
+		return store(&pmu->gp[i], val, width_mask(pmu));
+	}
+	if (in_range(msr, MSR_FIXED_CTR0, PMU_MAX_FIXED, &i))
+		return has_fixed(pmu, i) ? store(&pmu->fixed[i], val, width_mask(pmu)) : PMU_GP;
+
+	switch (msr) {
+	case MSR_MPERF:
+	case MSR_APERF:
+		pmu->unhalted_base[msr - MSR_MPERF] = unhalted_cycles(pmu, msr) - val;
+		return PMU_OK;
+	case MSR_MISC_ENABLE:
+		if (val & ~(MISC_WRITABLE | MISC_READ_ONLY))
+			return PMU_GP;
+		pmu->misc_enable = MISC_READ_ONLY | (val & MISC_WRITABLE);
+		return PMU_OK;
+	case MSR_DEBUGCTL:
+		return store(&pmu->debugctl, val, debugctl_bits(pmu));
+	case MSR_PERF_METRICS:
+		if (!var->nr_metrics || (var->nr_metrics < 8 && val >> 8 * var->nr_metrics))
+			return PMU_GP;
+		write_metrics(pmu, val);
+		return PMU_OK;
+	case MSR_FIXED_CTR_CTRL:
+		return store(&pmu->fixed_ctrl, val, fixed_ctrl_bits(pmu));
+	case MSR_PERF_GLOBAL_CTRL:
+		return store(&pmu->global_ctrl, val, global_bits(pmu));
+	case MSR_GLOBAL_STATUS_RESET:
+		if (val & ~status_reset_bits(pmu))
+			return PMU_GP;
+		pmu->global_status &= ~val;
+		return PMU_OK;
+	case MSR_GLOBAL_STATUS_SET:
+		if (var->version < 4 || val & ~status_set_bits(pmu))
+			return PMU_GP;
+		pmu->global_status |= val;
+		return PMU_OK;
+	case MSR_PERF_CAPABILITIES:
+	case MSR_GLOBAL_STATUS:
+	case MSR_GLOBAL_INUSE:
+	case MSR_PEBS_ENABLE:
+		return PMU_GP;
+	default:
+		return PMU_FOREIGN;
+	}
+}
+
+enum pmu_result pmu_wrmsr(struct pmu *pmu, uint32_t msr, uint64_t val)
+{
+	enum pmu_result ret = write_reg(pmu, msr, val);
+
+	if (ret == PMU_OK)
+		update_live(pmu);
+	return ret;
+}
+
+enum pmu_result pmu_rdpmc(const struct pmu *pmu, uint32_t ecx, uint64_t *val)
+{
+	unsigned int index = ecx & 0xffff;
+
+	switch (ecx >> 16) {
+	case 0x0000:
+		if (index >= pmu->var->nr_gp)
+			return PMU_GP;
+		*val = pmu->gp[index];
+		return PMU_OK;
+	case 0x4000:
+		if (!has_fixed(pmu, index))
+			return PMU_GP;
+		*val = pmu->fixed[index];
+		return PMU_OK;
+	case 0x2000:
+		if (index || !pmu->var->nr_metrics)
+			return PMU_GP;
+		*val = read_metrics(pmu);
+		return PMU_OK;
+	default:
+		return PMU_GP;
+	}
+}
+
+bool pmu_global_ctrl_valid(const struct pmu *pmu, uint64_t val)
+{
+	return !(val & ~global_bits(pmu));
+}
+
+bool pmu_debugctl_valid(const struct pmu *pmu, uint64_t val)
+{
+	return !(val & ~debugctl_bits(pmu));
+}
+
+void pmu_load(struct pmu *pmu, uint32_t msr, uint64_t val)
+{
+	(void)pmu_wrmsr(pmu, msr, val);
+}
+
+/* Steps it takes at least to make @left of a quantity. */
+static uint64_t steps_until(uint64_t left, unsigned int quantity)
+{
+	uint64_t steps = left / max_per_step[quantity];
+
+	return steps ? steps : 1;
+}
+
+static uint64_t min_u64(uint64_t a, uint64_t b)
+{
+	return a < b ? a : b;
+}
+
+uint64_t pmu_next_overflow(const struct pmu *pmu)
+{
+	uint64_t size = width_mask(pmu) + 1, next = UINT64_MAX;
+	unsigned int here = BIT(pmu->ring);
+
+	if (!pmu->sampling)
+		return UINT64_MAX;
+
+	for (unsigned int i = 0; i < pmu->var->nr_gp; i++) {
+		unsigned int quantity = quantity_of(pmu, pmu->evtsel[i]);
+
+		if (!(gp_rings(pmu, i) & here) || !(pmu->evtsel[i] & EVTSEL_INT))
+			continue;
+		if (pmu->evtsel[i] & EVTSEL_INV)
+			quantity = PMU_Q_CYCLES;
+		if (quantity != PMU_Q_NONE)
+			next = min_u64(next, steps_until(size - pmu->gp[i], quantity));
+	}
+	for (unsigned int i = 0; i < PMU_MAX_FIXED; i++)
+		if (fixed_rings(pmu, i) & here && fixed_ctrl(pmu, i) & FIXED_PMI)
+			next = min_u64(next, steps_until(size - pmu->fixed[i], fixed_quantity[i]));
+	if (metrics_rings(pmu) & here && fixed_ctrl(pmu, SLOTS_COUNTER) & FIXED_PMI)
+		for (unsigned int m = 0; m < pmu->var->nr_metrics; m++)
+			next = min_u64(next, steps_until(size - pmu->metric[m] / METRIC_ONE,
+							 PMU_Q_METRIC0 + m));
+	return next;
+}
+
+bool pmu_take_pmi(struct pmu *pmu)
+{
+	bool pmi = pmu->pmi;
+
+	pmu->pmi = false;
+	return pmi;
+}

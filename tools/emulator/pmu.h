@@ -1,0 +1,292 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Intel architectural PMU of one logical processor, for use in a CPU emulator.
+ *
+ * The emulator reports what its core does (struct pmu_activity, plain counters
+ * it increments) and when the core changes ring; it forwards RDMSR, WRMSR,
+ * RDPMC, CPUID and the VMX checks and loads of PMU state.  Everything a
+ * counter shows is a function of the activity reported, never of the moment
+ * the model is asked.
+ *
+ * Facts are taken from design notes "hardware.md" and from the Intel SDM
+ * (volume 3 "Performance Monitoring", "Virtual Machine Control Structures";
+ * volume 4 "Model-Specific Registers"; volume 2 "CPUID", "RDPMC"); each
+ * function names its source.
+ */
+#ifndef PMU_H
+#define PMU_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define PMU_MAX_GP	8
+#define PMU_MAX_FIXED	7	/* highest counter known: 6, on E-cores */
+#define PMU_NR_METRICS	8
+
+/*
+ * What the core reports, counted from power-up on.
+ *
+ * A step is one turn of the core: an instruction, one more iteration of a REP
+ * instruction, or an attempt that a fault or VM-Exit took back.  It is also
+ * one tick of the time-stamp counter while the core is not halted.  Hence
+ *
+ *	retired instructions = STEP - CONTINUED - ABORTED
+ */
+enum pmu_act {
+	PMU_STEP,
+	PMU_CONTINUED,		/* steps after which the instruction goes on */
+	PMU_ABORTED,		/* steps which ended in a fault or VM-Exit */
+	PMU_BRANCH_TAKEN,
+	PMU_BRANCH_NOT_TAKEN,
+	PMU_LOAD,		/* data accesses by linear address */
+	PMU_STORE,
+	PMU_REP,		/* iterations of REP instructions */
+	PMU_FLUSH,		/* lines of CLFLUSH, CLFLUSHOPT, CLWB */
+	PMU_NR_ACTS
+};
+
+struct pmu_activity {
+	uint64_t n[PMU_NR_ACTS];
+};
+
+/* What can be counted; derived from the activity by the cost model. */
+enum pmu_quantity {
+	PMU_Q_METRIC0,		/* slots per metric, in the order of the bytes
+				 * of PERF_METRICS
+				 */
+	PMU_Q_RETIRING = PMU_Q_METRIC0,
+	PMU_Q_BAD_SPECULATION,
+	PMU_Q_FRONTEND_BOUND,
+	PMU_Q_BACKEND_BOUND,
+	PMU_Q_HEAVY_OPS,
+	PMU_Q_BRANCH_MISPREDICT,
+	PMU_Q_FETCH_LATENCY,
+	PMU_Q_MEMORY_BOUND,
+	PMU_Q_SLOTS,
+	PMU_Q_CYCLES,
+	PMU_Q_REF_CYCLES,
+	PMU_Q_INSTRUCTIONS,
+	PMU_Q_BRANCHES,
+	PMU_Q_BRANCH_MISSES,
+	PMU_Q_LLC_REFERENCES,
+	PMU_Q_LLC_MISSES,
+	PMU_Q_LOADS,
+	PMU_Q_STORES,
+	PMU_Q_LOADS_STORES,
+	PMU_NR_QUANTITIES,
+	PMU_Q_NONE		/* an event this CPU does not have: stays 0 */
+};
+
+/* A kind of CPU. */
+struct pmu_variant {
+	const char *name;
+	const char *model;		/* of the emulator, which has this PMU */
+	uint32_t signature;		/* CPUID.1:EAX, 0: the model's own */
+	uint8_t version;		/* architectural PMU version */
+	uint8_t nr_gp;
+	uint8_t fixed_mask;		/* bitmap of fixed counters */
+	uint8_t width;			/* of every counter, in bits */
+	uint8_t nr_arch_events;		/* CPUID.0xA:EAX[31:24] */
+	uint8_t nr_metrics;		/* of PERF_METRICS; 0: no such MSR */
+	bool anythread;			/* ANY bits exist */
+	bool vmexit_save_global_ctrl;	/* VM-Exit control 30 */
+	uint64_t perf_capabilities;
+};
+
+/* State of one logical processor.  Private to the model but for var and live. */
+struct pmu {
+	const struct pmu_variant *var;
+
+	uint64_t evtsel[PMU_MAX_GP];
+	uint64_t gp[PMU_MAX_GP];
+	uint64_t fixed[PMU_MAX_FIXED];
+	uint64_t metric[PMU_NR_METRICS];	/* internal counts, slots * 255 */
+	uint64_t fixed_ctrl;
+	uint64_t global_ctrl;
+	uint64_t global_status;
+	uint64_t debugctl;
+	uint64_t misc_enable;
+	uint64_t unhalted_base[2];	/* what MPERF and APERF count from */
+
+	struct pmu_activity last;	/* latest report */
+	struct pmu_activity total[2];	/* per ring (0: OS, 1: user) */
+	uint64_t counted[2][PMU_NR_QUANTITIES];	/* in the counters already */
+	uint8_t ring;
+	bool live;			/* some counter counts in some ring */
+	bool sampling;			/* ... and asks for a PMI */
+	bool pmi;			/* not fetched yet */
+};
+
+/* Result of an access: done; #GP(0); or not a register of the PMU. */
+enum pmu_result {
+	PMU_OK,
+	PMU_GP,
+	PMU_FOREIGN
+};
+
+/* Registers, in the order CPUID returns them. */
+struct pmu_cpuid {
+	uint32_t eax, ebx, ecx, edx;
+};
+
+/**
+ * pmu_variant_by_name() - find a variant by its name
+ * @name: "spr", "icl", "skx", "ecore"
+ *
+ * Return: the variant, NULL if there is none of that name ("none", too).
+ */
+const struct pmu_variant *pmu_variant_by_name(const char *name);
+
+/**
+ * pmu_variant_by_model() - find the PMU that belongs to a CPU model
+ * @model: the emulator's name of the CPU model, e.g. "sapphire_rapids"
+ *
+ * Return: the variant, NULL if the model is to have no PMU.
+ */
+const struct pmu_variant *pmu_variant_by_model(const char *model);
+
+/**
+ * pmu_init() - power up
+ * @pmu: state, uninitialised
+ * @var: kind of CPU, must outlive @pmu
+ */
+void pmu_init(struct pmu *pmu, const struct pmu_variant *var);
+
+/**
+ * pmu_reset() - RESET: all registers get their reset values
+ * @pmu: state
+ *
+ * GLOBAL_CTRL enables the general-purpose counters, all else is 0.  INIT
+ * leaves the PMU alone, so there is nothing to call for it.  (SDM volume 3,
+ * "Processor State After Reset"; hardware.md, GLOBAL_CTRL.)
+ */
+void pmu_reset(struct pmu *pmu);
+
+/**
+ * pmu_cpuid() - put what the PMU announces into a leaf of CPUID
+ * @pmu: state
+ * @leaf: EAX as given to CPUID
+ * @r: what the CPU model answers; changed in leaves 1 (signature, PDCM on, DS,
+ *     DTES64 and DS-CPL off) and 0xA, all others are left alone
+ *
+ * (SDM volume 2, "CPUID"; hardware.md, CPUID.0xA.)
+ */
+void pmu_cpuid(const struct pmu *pmu, uint32_t leaf, struct pmu_cpuid *r);
+
+/**
+ * pmu_report() - count up to now
+ * @pmu: state
+ * @now: the core's activity since power-up
+ *
+ * To be called before any other function that takes a non-const @pmu and
+ * before a pmu_rdmsr() or pmu_rdpmc(), so that these see the present.  May
+ * raise a PMI, see pmu_take_pmi().
+ */
+void pmu_report(struct pmu *pmu, const struct pmu_activity *now);
+
+/**
+ * pmu_set_ring() - the core changes privilege level
+ * @pmu: state
+ * @now: the core's activity up to the change
+ * @cpl: the new level; USR bits mean 1 to 3, OS bits mean 0
+ *
+ * Cheap unless a counter counts.  (SDM volume 3, IA32_PERFEVTSELx, USR and OS.)
+ *
+ * Return: whether to ask pmu_next_overflow() again, and pmu_take_pmi().
+ */
+bool pmu_set_ring(struct pmu *pmu, const struct pmu_activity *now, unsigned int cpl);
+
+/**
+ * pmu_rdmsr() - RDMSR
+ * @pmu: state, reported up to now
+ * @msr: register
+ * @val: gets the value, if there is one
+ *
+ * Return: PMU_OK, PMU_GP, or PMU_FOREIGN if @msr is none of the PMU's.
+ * (hardware.md, Registers; SDM volume 4.)
+ */
+enum pmu_result pmu_rdmsr(const struct pmu *pmu, uint32_t msr, uint64_t *val);
+
+/**
+ * pmu_wrmsr() - WRMSR
+ * @pmu: state, reported up to now
+ * @msr: register
+ * @val: EDX:EAX
+ *
+ * Return: PMU_OK, PMU_GP if @val has a reserved bit or @msr is read-only
+ * (nothing is changed then), or PMU_FOREIGN.  (hardware.md, Registers; SDM
+ * volume 4.)
+ */
+enum pmu_result pmu_wrmsr(struct pmu *pmu, uint32_t msr, uint64_t val);
+
+/**
+ * pmu_rdpmc() - RDPMC; CR4.PCE and VM-Exits are the caller's business
+ * @pmu: state, reported up to now
+ * @ecx: bits 31:16 type (0 GP, 0x4000 fixed, 0x2000 PERF_METRICS), 15:0 index
+ * @val: gets the value, if there is one
+ *
+ * Return: PMU_OK or PMU_GP.  (hardware.md, RDPMC; SDM volume 2, "RDPMC".)
+ */
+enum pmu_result pmu_rdpmc(const struct pmu *pmu, uint32_t ecx, uint64_t *val);
+
+/**
+ * pmu_global_ctrl_valid() - check a VMCS field for GLOBAL_CTRL at VM-Entry
+ * @pmu: state
+ * @val: guest or host field
+ *
+ * Return: whether @val has no reserved bit.  (hardware.md, VMX; SDM volume 3,
+ * "Checks on Host Control Registers, MSRs, and SSP", "Checks on Guest Control
+ * Registers, Debug Registers, and MSRs".)
+ */
+bool pmu_global_ctrl_valid(const struct pmu *pmu, uint64_t val);
+
+/**
+ * pmu_debugctl_valid() - the same for DEBUGCTL
+ * @pmu: state
+ * @val: guest field
+ *
+ * Return: whether @val has no reserved bit.
+ */
+bool pmu_debugctl_valid(const struct pmu *pmu, uint64_t val);
+
+/**
+ * pmu_load() - VM-Entry or VM-Exit loads GLOBAL_CTRL or DEBUGCTL
+ * @pmu: state, reported up to now
+ * @msr: MSR_PERF_GLOBAL_CTRL or MSR_DEBUGCTL
+ * @val: value, which has passed its check
+ */
+void pmu_load(struct pmu *pmu, uint32_t msr, uint64_t val);
+
+/**
+ * pmu_next_overflow() - when to report next, for PMIs to come in time
+ * @pmu: state, reported up to now
+ *
+ * Return: number of steps before which no counter that asks for a PMI
+ * overflows in the present ring, at least 1; UINT64_MAX if none can.  It is an
+ * estimate on the early side, so the caller asks again after the next report.
+ */
+uint64_t pmu_next_overflow(const struct pmu *pmu);
+
+/**
+ * pmu_take_pmi() - fetch a performance-monitoring interrupt
+ * @pmu: state
+ *
+ * Return: whether one has been raised since the last call.  The caller
+ * delivers it through LVTPC and sets the mask bit there.  (SDM volume 3,
+ * "Local Vector Table".)
+ */
+bool pmu_take_pmi(struct pmu *pmu);
+
+/* Registers other than the counters, which the caller may have to name. */
+#define MSR_DEBUGCTL		0x1d9
+#define MSR_PERF_GLOBAL_CTRL	0x38f
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* PMU_H */

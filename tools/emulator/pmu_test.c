@@ -1,0 +1,1208 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+/*
+ * Unit tests of the PMU model.  Expected values come from the documents named
+ * in pmu.h and from the activity put in, never from the model's own tables.
+ */
+#include "pmu.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define BIT(n)		(1ull << (n))
+#define ARRAY_SIZE(a)	(sizeof(a) / sizeof((a)[0]))
+#define WIDTH		48
+#define MASK		(BIT(WIDTH) - 1)
+
+#define PERFCTR(i)	(0xc1 + (i))
+#define EVTSEL(i)	(0x186 + (i))
+#define PMC(i)		(0x4c1 + (i))
+#define FIXED(i)	(0x309 + (i))
+#define MISC_ENABLE	0x1a0
+#define DEBUGCTL	0x1d9
+#define METRICS		0x329
+#define CAPABILITIES	0x345
+#define FIXED_CTRL	0x38d
+#define STATUS		0x38e
+#define GLOBAL_CTRL	0x38f
+#define STATUS_RESET	0x390
+#define STATUS_SET	0x391
+#define INUSE		0x392
+
+#define USR		BIT(16)
+#define OS		BIT(17)
+#define EDGE		BIT(18)
+#define INT		BIT(20)
+#define EN		BIT(22)
+#define INV		BIT(23)
+#define CMASK(n)	((uint64_t)(n) << 24)
+
+/* EVENT | UMASK << 8, as PERFEVTSEL holds them. */
+#define CYCLES		0x003c
+#define INSTRUCTIONS	0x00c0
+#define REF_CYCLES	0x013c
+#define LLC_REFERENCES	0x4f2e
+#define LLC_MISSES	0x412e
+#define BRANCHES	0x00c4
+#define BRANCH_MISSES	0x00c5
+#define SLOTS		0x01a4
+#define ALL_LOADS	0x81d0
+#define ALL_STORES	0x82d0
+#define ALL_ACCESSES	0x83d0
+
+static const char *const names[] = { "spr", "icl", "skx", "ecore" };
+
+/* What hardware.md says about each. */
+static const struct expectation {
+	unsigned int version, fixed_mask, contiguous, metrics, caps;
+	bool anythread, save;
+} expected[] = {
+	{ 5, 0x0f, 4, 8, 0xa000, false, true },
+	{ 5, 0x0f, 4, 4, 0xa000, false, false },
+	{ 4, 0x07, 3, 0, 0x2000, true, false },
+	{ 6, 0x77, 3, 0, 0x2000, false, true },
+};
+
+#define NR_VARIANTS	ARRAY_SIZE(names)
+
+static struct pmu pmu;
+static struct pmu_activity act;
+static unsigned int tests, failures, checks_failed;
+
+#define check(cond, ...)							\
+do {										\
+	if (!(cond) && checks_failed++ < 10) {					\
+		printf("# line %d: %s", __LINE__, #cond);			\
+		printf(" " __VA_ARGS__);					\
+		printf("\n");							\
+	}									\
+} while (0)
+
+#define check_eq(a, b)								\
+do {										\
+	uint64_t va = (a), vb = (b);						\
+										\
+	if (va != vb && checks_failed++ < 10)					\
+		printf("# line %d: %s is %#llx, expected %#llx\n", __LINE__,	\
+		       #a, (unsigned long long)va, (unsigned long long)vb);	\
+} while (0)
+
+static void power_up(const char *name)
+{
+	memset(&act, 0, sizeof(act));
+	pmu_init(&pmu, pmu_variant_by_name(name));
+}
+
+static uint64_t rd(uint32_t msr)
+{
+	uint64_t val = 0x5a5a;
+
+	check(pmu_rdmsr(&pmu, msr, &val) == PMU_OK, "MSR %#x", msr);
+	return val;
+}
+
+static void wr(uint32_t msr, uint64_t val)
+{
+	check(pmu_wrmsr(&pmu, msr, val) == PMU_OK, "MSR %#x = %#llx", msr,
+	      (unsigned long long)val);
+}
+
+static bool rd_faults(uint32_t msr)
+{
+	uint64_t val;
+
+	return pmu_rdmsr(&pmu, msr, &val) == PMU_GP;
+}
+
+/* #GP must leave everything alone. */
+static bool wr_faults(uint32_t msr, uint64_t val)
+{
+	static struct pmu before;
+	enum pmu_result ret;
+
+	memcpy(&before, &pmu, sizeof(pmu));
+	ret = pmu_wrmsr(&pmu, msr, val);
+	if (ret == PMU_GP)
+		check(!memcmp(&before, &pmu, sizeof(pmu)), "MSR %#x changed by #GP", msr);
+	return ret == PMU_GP;
+}
+
+static uint64_t rdpmc(uint32_t ecx)
+{
+	uint64_t val = 0x5a5a;
+
+	check(pmu_rdpmc(&pmu, ecx, &val) == PMU_OK, "ECX %#x", ecx);
+	return val;
+}
+
+static bool rdpmc_faults(uint32_t ecx)
+{
+	uint64_t val;
+
+	return pmu_rdpmc(&pmu, ecx, &val) == PMU_GP;
+}
+
+/* @n instructions, each of which does one @what (PMU_STEP: nothing else). */
+static void run(enum pmu_act what, unsigned int n)
+{
+	act.n[PMU_STEP] += n;
+	if (what != PMU_STEP)
+		act.n[what] += n;
+	pmu_report(&pmu, &act);
+}
+
+static void ring(unsigned int cpl)
+{
+	pmu_set_ring(&pmu, &act, cpl);
+}
+
+/* Count @event in GP counter 0 and nothing else. */
+static void count_event(uint64_t event)
+{
+	wr(GLOBAL_CTRL, 0);
+	wr(PMC(0), 0);
+	wr(EVTSEL(0), event);
+	wr(GLOBAL_CTRL, BIT(0));
+}
+
+/* SLOTS and PERF_METRICS from zero, in both rings. */
+static void start_topdown(void)
+{
+	wr(GLOBAL_CTRL, 0);
+	wr(FIXED(3), 0);
+	wr(METRICS, 0);
+	wr(FIXED_CTRL, 0x3000);
+	wr(GLOBAL_CTRL, BIT(35) | BIT(48));
+}
+
+static unsigned int byte(uint64_t val, unsigned int i)
+{
+	return val >> 8 * i & 0xff;
+}
+
+/* Which bits of @msr may be written as 1, found one by one. */
+static uint64_t writable_bits(uint32_t msr)
+{
+	uint64_t bits = 0;
+
+	for (unsigned int i = 0; i < 64; i++)
+		if (!wr_faults(msr, BIT(i)))
+			bits |= BIT(i);
+	return bits;
+}
+
+static uint64_t counter_bits(const struct expectation *e)
+{
+	return 0xff | (uint64_t)e->fixed_mask << 32 | (e->metrics ? BIT(48) : 0);
+}
+
+static void test_variants(void)
+{
+	for (unsigned int v = 0; v < NR_VARIANTS; v++)
+		check(pmu_variant_by_name(names[v]), "%s", names[v]);
+	check(!pmu_variant_by_name("none"));
+	check(pmu_variant_by_model("sapphire_rapids") == pmu_variant_by_name("spr"));
+	check(pmu_variant_by_model("corei7_icelake_u") == pmu_variant_by_name("icl"));
+	check(pmu_variant_by_model("corei7_skylake_x") == pmu_variant_by_name("skx"));
+	check(!pmu_variant_by_model("ryzen"));
+	check(!pmu_variant_by_model(""));
+}
+
+static void test_reset(const struct expectation *e)
+{
+	for (unsigned int pass = 0; pass < 2; pass++) {
+		check_eq(rd(GLOBAL_CTRL), 0xff);
+		check_eq(rd(FIXED_CTRL), 0);
+		check_eq(rd(STATUS), 0);
+		check_eq(rd(DEBUGCTL), 0);
+		for (unsigned int i = 0; i < 8; i++) {
+			check_eq(rd(EVTSEL(i)), 0);
+			check_eq(rd(PMC(i)), 0);
+		}
+		for (unsigned int i = 0; i < 7; i++)
+			if (e->fixed_mask & BIT(i))
+				check_eq(rd(FIXED(i)), 0);
+		if (e->metrics)
+			check_eq(rd(METRICS), 0);
+
+		wr(STATUS_SET, 0x3);
+		wr(DEBUGCTL, BIT(12));
+		wr(EVTSEL(3), OS | EN | INSTRUCTIONS);
+		wr(PMC(3), 0x123456);
+		wr(FIXED(1), 77);
+		wr(FIXED_CTRL, 0x3);
+		wr(GLOBAL_CTRL, BIT(32));
+		pmu_reset(&pmu);
+	}
+}
+
+static void test_cpuid(const struct expectation *e)
+{
+	struct pmu_cpuid r = { .ecx = 0xffffffff, .edx = 0xffffffff };
+
+	r.eax = 0x806f8;
+	pmu_cpuid(&pmu, 1, &r);
+	check_eq(r.eax, e->fixed_mask == 0x77 ? 0xa06f3 : 0x806f8);
+	check_eq(r.ecx, 0xffffffff & ~(BIT(2) | BIT(4)));
+	check_eq(r.edx, 0xffffffff & ~BIT(21));
+	r.ecx = 0;
+	pmu_cpuid(&pmu, 1, &r);
+	check_eq(r.ecx, BIT(15));
+
+	memset(&r, 0xff, sizeof(r));
+	pmu_cpuid(&pmu, 0xa, &r);
+	check_eq(r.eax & 0xff, e->version);
+	check_eq(r.eax >> 8 & 0xff, 8);
+	check_eq(r.eax >> 16 & 0xff, WIDTH);
+	check_eq(r.eax >> 24, e->contiguous == 4 ? 8 : 7);	/* 8th: topdown slots */
+	check_eq(r.ebx, 0);
+	check_eq(r.ecx, e->version >= 5 ? e->fixed_mask : 0);
+	check_eq(r.edx & 0x1f, e->contiguous);
+	check_eq(r.edx >> 5 & 0xff, WIDTH);
+	check_eq(r.edx >> 13, e->anythread ? 0 : 4);		/* bit 15 */
+
+	r = (struct pmu_cpuid){ 1, 2, 3, 4 };
+	pmu_cpuid(&pmu, 7, &r);
+	check(r.eax == 1 && r.ebx == 2 && r.ecx == 3 && r.edx == 4);
+	check_eq(pmu.var->vmexit_save_global_ctrl, e->save);
+}
+
+static void test_evtsel(const struct expectation *e)
+{
+	uint64_t legal = 0xffffffff & ~(e->anythread ? 0 : BIT(21));
+
+	for (unsigned int i = 0; i < 8; i++) {
+		check_eq(writable_bits(EVTSEL(i)), legal);
+		wr(EVTSEL(i), legal);
+		check_eq(rd(EVTSEL(i)), legal);
+		wr(EVTSEL(i), i);
+	}
+	for (unsigned int i = 0; i < 8; i++)
+		check_eq(rd(EVTSEL(i)), i);
+}
+
+static void test_legacy_counters(const struct expectation *e)
+{
+	(void)e;
+	for (unsigned int i = 0; i < 8; i++) {
+		wr(PERFCTR(i), 0x7fffffff);
+		check_eq(rd(PERFCTR(i)), 0x7fffffff);
+		wr(PERFCTR(i), 0x80000000);
+		check_eq(rd(PERFCTR(i)), 0xffff80000000);
+		check_eq(rd(PMC(i)), 0xffff80000000);
+		wr(PERFCTR(i), 0xabcd0000ffffffff);	/* EDX does not matter */
+		check_eq(rd(PERFCTR(i)), 0xffffffffffff);
+		wr(PERFCTR(i), 0xffffffff00000001);
+		check_eq(rd(PERFCTR(i)), 1);
+	}
+}
+
+static void test_full_width_counters(const struct expectation *e)
+{
+	(void)e;
+	for (unsigned int i = 0; i < 8; i++) {
+		check_eq(writable_bits(PMC(i)), MASK);
+		wr(PMC(i), 0x876543210000 + i);
+	}
+	for (unsigned int i = 0; i < 8; i++) {
+		check_eq(rd(PMC(i)), 0x876543210000 + i);
+		check_eq(rd(PERFCTR(i)), 0x876543210000 + i);
+	}
+}
+
+static void test_fixed_counters(const struct expectation *e)
+{
+	for (unsigned int i = 0; i < 7; i++) {
+		if (!(e->fixed_mask & BIT(i))) {
+			check(rd_faults(FIXED(i)));
+			check(wr_faults(FIXED(i), 0));
+			continue;
+		}
+		check_eq(writable_bits(FIXED(i)), MASK);
+		wr(FIXED(i), MASK - i);
+	}
+	for (unsigned int i = 0; i < 7; i++)
+		if (e->fixed_mask & BIT(i))
+			check_eq(rd(FIXED(i)), MASK - i);
+}
+
+/* Version 6 gives the same registers other numbers, four apart. */
+static void test_version6_numbers(const struct expectation *e)
+{
+	uint64_t val;
+
+	if (e->version < 6) {
+		check(pmu_rdmsr(&pmu, 0x1900, &val) == PMU_FOREIGN);
+		check(pmu_wrmsr(&pmu, 0x1980, 0) == PMU_FOREIGN);
+		return;
+	}
+	for (unsigned int i = 0; i < 8; i++) {
+		check_eq(writable_bits(0x1900 + 4 * i), MASK);
+		wr(0x1900 + 4 * i, MASK - i);
+		check_eq(rd(PMC(i)), MASK - i);
+		wr(0x1901 + 4 * i, INSTRUCTIONS + i);
+		check_eq(rd(EVTSEL(i)), INSTRUCTIONS + i);
+		wr(EVTSEL(i), 0);
+		check_eq(rd(0x1901 + 4 * i), 0);
+		check(rd_faults(0x1902 + 4 * i) && wr_faults(0x1903 + 4 * i, 0));
+	}
+	for (unsigned int i = 0; i < 7; i++) {
+		if (e->fixed_mask & BIT(i)) {
+			wr(0x1980 + 4 * i, MASK - i);
+			check_eq(rd(FIXED(i)), MASK - i);
+		} else {
+			check(rd_faults(0x1980 + 4 * i));
+		}
+		check(rd_faults(0x1982 + 4 * i) && wr_faults(0x1981 + 4 * i, 0));
+	}
+}
+
+static void test_fixed_ctrl(const struct expectation *e)
+{
+	uint64_t legal = 0;
+
+	for (unsigned int i = 0; i < 16; i++)
+		if (e->fixed_mask & BIT(i))
+			legal |= (e->anythread ? 0xfull : 0xbull) << 4 * i;
+	check_eq(writable_bits(FIXED_CTRL), legal);
+	wr(FIXED_CTRL, legal);
+	check_eq(rd(FIXED_CTRL), legal);
+}
+
+static void test_global_ctrl(const struct expectation *e)
+{
+	check_eq(writable_bits(GLOBAL_CTRL), counter_bits(e));
+	wr(GLOBAL_CTRL, counter_bits(e));
+	check_eq(rd(GLOBAL_CTRL), counter_bits(e));
+}
+
+static void test_global_status(const struct expectation *e)
+{
+	uint64_t reset = counter_bits(e) | BIT(58) | BIT(59) | BIT(61) | BIT(62) | BIT(63);
+	uint64_t set = reset & ~BIT(63);
+
+	check_eq(writable_bits(STATUS), 0);
+	check(wr_faults(STATUS, 0));
+	check_eq(writable_bits(STATUS_RESET), reset);
+	check_eq(writable_bits(STATUS_SET), set);
+	check_eq(rd(STATUS), set);
+	check_eq(rd(STATUS_RESET), 0);
+	check_eq(rd(STATUS_SET), 0);
+	check(!pmu_take_pmi(&pmu));	/* setting by hand is no overflow */
+
+	for (unsigned int i = 0; i < 64; i++) {
+		if (!(set & BIT(i)))
+			continue;
+		wr(STATUS_RESET, BIT(i));
+		check_eq(rd(STATUS), set & ~BIT(i));
+		wr(STATUS_SET, BIT(i));
+		check_eq(rd(STATUS), set);
+	}
+	wr(STATUS_RESET, reset);
+	check_eq(rd(STATUS), 0);
+}
+
+static void test_inuse(const struct expectation *e)
+{
+	check_eq(writable_bits(INUSE), 0);
+	check(wr_faults(INUSE, 0));
+	check_eq(rd(INUSE), 0);
+	for (unsigned int i = 0; i < 8; i++) {
+		wr(EVTSEL(i), INSTRUCTIONS);
+		check_eq(rd(INUSE), BIT(i));
+		wr(EVTSEL(i), 0xff00 | OS | USR | EN);	/* event 0 */
+		check_eq(rd(INUSE), 0);
+		wr(EVTSEL(i), INT);
+		check_eq(rd(INUSE), BIT(63));
+		wr(EVTSEL(i), 0);
+	}
+	for (unsigned int i = 0; i < 7; i++) {
+		if (!(e->fixed_mask & BIT(i)))
+			continue;
+		for (unsigned int bit = 0; bit < 2; bit++) {
+			wr(FIXED_CTRL, BIT(4 * i + bit));
+			check_eq(rd(INUSE), BIT(32 + i));
+		}
+		wr(FIXED_CTRL, BIT(4 * i + 3));
+		check_eq(rd(INUSE), BIT(63));
+	}
+}
+
+static void test_capabilities(const struct expectation *e)
+{
+	check_eq(rd(CAPABILITIES), e->caps);
+	check(wr_faults(CAPABILITIES, e->caps));
+	check_eq(writable_bits(CAPABILITIES), 0);
+}
+
+static void test_other_registers(const struct expectation *e)
+{
+	static const uint32_t foreign[] = {
+		0x10, 0xc0, 0xc9, 0x185, 0x18e, 0x19f, 0x1a1, 0x1d8, 0x308, 0x310,
+		0x328, 0x32a, 0x344, 0x346, 0x38c, 0x393, 0x4c0, 0x4c9, 0xc0000080,
+	};
+	uint64_t val;
+
+	for (unsigned int i = 0; i < ARRAY_SIZE(foreign); i++) {
+		check(pmu_rdmsr(&pmu, foreign[i], &val) == PMU_FOREIGN, "%#x", foreign[i]);
+		check(pmu_wrmsr(&pmu, foreign[i], 0) == PMU_FOREIGN, "%#x", foreign[i]);
+	}
+	check(rd_faults(0x3f1) && wr_faults(0x3f1, 0));	/* no PEBS */
+
+	/* freeze on PMI; LBR, BTF and freeze LBRs, but no BTS without DS */
+	check_eq(writable_bits(DEBUGCTL), BIT(0) | BIT(1) | BIT(11) | BIT(12));
+	for (unsigned int i = 0; i < 64; i++)
+		check_eq(pmu_debugctl_valid(&pmu, BIT(i)), i == 0 || i == 1 || i == 11 || i == 12);
+
+	/* fast strings, PMU there; neither BTS nor PEBS, read-only */
+	check_eq(rd(MISC_ENABLE), BIT(0) | BIT(7) | BIT(11) | BIT(12));
+	check_eq(writable_bits(MISC_ENABLE),
+		 BIT(0) | BIT(3) | BIT(7) | BIT(11) | BIT(12) | BIT(16));
+	wr(MISC_ENABLE, 0);
+	check_eq(rd(MISC_ENABLE), BIT(7) | BIT(11) | BIT(12));
+
+	if (!e->metrics)
+		check(rd_faults(METRICS) && wr_faults(METRICS, 0));
+}
+
+static void test_rdpmc(const struct expectation *e)
+{
+	for (unsigned int i = 0; i < 8; i++)
+		wr(PMC(i), 0xffff00000000 + i);
+	for (unsigned int i = 0; i < 7; i++)
+		if (e->fixed_mask & BIT(i))
+			wr(FIXED(i), 0xeeee00000000 + i);
+
+	for (uint32_t type = 0; type <= 0xffff; type++) {
+		for (unsigned int i = 0; i <= 16; i++) {
+			uint32_t ecx = type << 16 | i;
+
+			if (type == 0 && i < 8)
+				check_eq(rdpmc(ecx), 0xffff00000000 + i);
+			else if (type == 0x4000 && e->fixed_mask & BIT(i))
+				check_eq(rdpmc(ecx), 0xeeee00000000 + i);
+			else if (type == 0x2000 && i == 0 && e->metrics)
+				check_eq(rdpmc(ecx), rd(METRICS));
+			else
+				check(rdpmc_faults(ecx), "ECX %#x", ecx);
+		}
+		for (unsigned int bit = 8; bit < 16; bit++)
+			check(rdpmc_faults(type << 16 | 1 << bit));
+	}
+}
+
+static void test_vmx_fields(const struct expectation *e)
+{
+	for (unsigned int i = 0; i < 64; i++)
+		check_eq(pmu_global_ctrl_valid(&pmu, BIT(i)), counter_bits(e) >> i & 1);
+	check(pmu_global_ctrl_valid(&pmu, 0));
+	check_eq(pmu_global_ctrl_valid(&pmu, BIT(48)), !!e->metrics);
+
+	/* VM-Entry starts, VM-Exit stops a counter at that very point. */
+	wr(EVTSEL(0), OS | EN | INSTRUCTIONS);
+	wr(GLOBAL_CTRL, 0);
+	run(PMU_STEP, 5);
+	pmu_load(&pmu, MSR_PERF_GLOBAL_CTRL, BIT(0));
+	check_eq(rd(GLOBAL_CTRL), BIT(0));
+	run(PMU_STEP, 7);
+	pmu_load(&pmu, MSR_PERF_GLOBAL_CTRL, 0);
+	run(PMU_STEP, 11);
+	check_eq(rd(PMC(0)), 7);
+	pmu_load(&pmu, MSR_DEBUGCTL, BIT(12));
+	check_eq(rd(DEBUGCTL), BIT(12));
+}
+
+static void test_retired(void)
+{
+	count_event(OS | EN | INSTRUCTIONS);
+	run(PMU_STEP, 100);
+	check_eq(rd(PMC(0)), 100);
+
+	/* An attempt taken back retires nothing. */
+	run(PMU_ABORTED, 3);
+	check_eq(rd(PMC(0)), 100);
+
+	/* REP with four iterations is one instruction. */
+	act.n[PMU_STEP] += 4;
+	act.n[PMU_REP] += 4;
+	act.n[PMU_CONTINUED] += 3;
+	pmu_report(&pmu, &act);
+	check_eq(rd(PMC(0)), 101);
+
+	/* All of that is time, though. */
+	count_event(OS | EN | REF_CYCLES);
+	run(PMU_ABORTED, 3);
+	run(PMU_CONTINUED, 2);
+	run(PMU_STEP, 1);
+	check_eq(rd(PMC(0)), 6);
+}
+
+static void test_events(void)
+{
+	/* what a run of ten with one kind of activity each makes of an event */
+	static const struct {
+		uint64_t event;
+		unsigned int step, taken, not_taken, load, store, flush;
+	} table[] = {
+		{ INSTRUCTIONS,	  10, 10, 10, 10, 10, 10 },
+		{ REF_CYCLES,	  10, 10, 10, 10, 10, 10 },
+		{ BRANCHES,	  0, 10, 10, 0, 0, 0 },
+		{ BRANCH_MISSES,  0, 0, 10, 0, 0, 0 },
+		{ ALL_LOADS,	  0, 0, 0, 10, 0, 0 },
+		{ ALL_STORES,	  0, 0, 0, 0, 10, 0 },
+		{ ALL_ACCESSES,	  0, 0, 0, 10, 10, 0 },
+		{ LLC_REFERENCES, 0, 0, 0, 0, 0, 10 },
+		{ LLC_MISSES,	  0, 0, 0, 0, 0, 10 },
+	};
+
+	for (unsigned int i = 0; i < ARRAY_SIZE(table); i++) {
+		uint64_t sel = table[i].event | OS | EN;
+
+		count_event(sel);
+		run(PMU_STEP, 10);
+		check_eq(rd(PMC(0)), table[i].step);
+		count_event(sel);
+		run(PMU_BRANCH_TAKEN, 10);
+		check_eq(rd(PMC(0)), table[i].taken);
+		count_event(sel);
+		run(PMU_BRANCH_NOT_TAKEN, 10);
+		check_eq(rd(PMC(0)), table[i].not_taken);
+		count_event(sel);
+		run(PMU_LOAD, 10);
+		check_eq(rd(PMC(0)), table[i].load);
+		count_event(sel);
+		run(PMU_STORE, 10);
+		check_eq(rd(PMC(0)), table[i].store);
+		count_event(sel);
+		run(PMU_FLUSH, 10);
+		check_eq(rd(PMC(0)), table[i].flush);
+	}
+}
+
+static void test_unknown_events(void)
+{
+	for (unsigned int event = 0; event < 0x10000; event++) {
+		switch (event) {
+		case CYCLES: case INSTRUCTIONS: case REF_CYCLES: case LLC_REFERENCES:
+		case LLC_MISSES: case BRANCHES: case BRANCH_MISSES: case SLOTS:
+		case ALL_LOADS: case ALL_STORES: case ALL_ACCESSES:
+			continue;
+		}
+		/* Those of topdown are not enumerated by CPUID.0xA here. */
+		wr(EVTSEL(0), event | OS | EN);
+		for (enum pmu_act a = PMU_STEP; a < PMU_NR_ACTS; a++)
+			run(a, 3);
+	}
+	check_eq(rd(PMC(0)), 0);
+}
+
+static void test_fixed_quantities(void)
+{
+	static const struct {
+		unsigned int fixed;
+		uint64_t event;
+	} same[] = { { 0, INSTRUCTIONS }, { 1, CYCLES }, { 2, REF_CYCLES }, { 3, SLOTS } };
+
+	for (unsigned int i = 0; i < 4; i++)
+		wr(EVTSEL(i), same[i].event | OS | EN);
+	wr(FIXED_CTRL, 0x1111);
+	wr(GLOBAL_CTRL, 0xf0000000full);
+	for (enum pmu_act a = PMU_STEP; a < PMU_NR_ACTS; a++)
+		run(a, 1000 + a);
+	for (unsigned int i = 0; i < 4; i++) {
+		check_eq(rd(FIXED(i)), rd(PMC(i)));
+		check(rd(FIXED(i)), "fixed %u", i);
+	}
+	check_eq(rd(FIXED(3)), 6 * rd(FIXED(1)));	/* slots per cycle */
+}
+
+static void test_rings(void)
+{
+	for (unsigned int select = 0; select < 4; select++) {
+		unsigned int os = select & 1, usr = select >> 1;
+
+		wr(GLOBAL_CTRL, 0);
+		wr(EVTSEL(0), (os ? OS : 0) | (usr ? USR : 0) | EN | INSTRUCTIONS);
+		wr(FIXED_CTRL, select);
+		wr(PMC(0), 0);
+		wr(FIXED(0), 0);
+		wr(GLOBAL_CTRL, BIT(0) | BIT(32));
+		for (unsigned int cpl = 0; cpl < 4; cpl++) {
+			ring(cpl);
+			act.n[PMU_STEP] += 10 << 8 * cpl;	/* reported by ring() only */
+		}
+		ring(0);
+		run(PMU_STEP, 1);
+		/* USR is every level but 0. */
+		check_eq(rd(PMC(0)), os * 11 + usr * (10ull * (BIT(8) + BIT(16) + BIT(24))));
+		check_eq(rd(FIXED(0)), rd(PMC(0)));
+	}
+}
+
+static void test_enables(void)
+{
+	for (unsigned int i = 0; i < 8; i++) {
+		wr(GLOBAL_CTRL, 0xff);
+		wr(EVTSEL(i), OS | INSTRUCTIONS);
+		run(PMU_STEP, 10);
+		check_eq(rd(PMC(i)), 0);	/* EN clear */
+		wr(EVTSEL(i), OS | EN | INSTRUCTIONS);
+		wr(GLOBAL_CTRL, 0xff & ~BIT(i));
+		run(PMU_STEP, 10);
+		check_eq(rd(PMC(i)), 0);	/* GLOBAL_CTRL clear */
+		wr(GLOBAL_CTRL, BIT(i));
+		run(PMU_STEP, 10);
+		check_eq(rd(PMC(i)), 10);
+		wr(EVTSEL(i), 0);
+	}
+	for (unsigned int i = 0; i < 4; i++) {
+		wr(FIXED_CTRL, 1 << 4 * i);
+		wr(GLOBAL_CTRL, (0xfull << 32 | 0xff) & ~BIT(32 + i));
+		run(PMU_STEP, 10);
+		check_eq(rd(FIXED(i)), 0);
+		wr(FIXED_CTRL, 0);
+		wr(GLOBAL_CTRL, BIT(32 + i));
+		run(PMU_STEP, 10);
+		check_eq(rd(FIXED(i)), 0);
+	}
+}
+
+static uint64_t counted(uint64_t sel, enum pmu_act what, unsigned int n)
+{
+	count_event(sel | OS | EN);
+	run(what, n);
+	return rd(PMC(0));
+}
+
+static void test_filters(void)
+{
+	uint64_t cycles = counted(CYCLES, PMU_LOAD, 10);
+
+	/* The convention: one occurrence, a cycle of its own. */
+	check_eq(counted(ALL_LOADS | CMASK(1), PMU_LOAD, 10), 10);
+	check_eq(counted(ALL_LOADS | CMASK(2), PMU_LOAD, 10), 0);
+	check_eq(counted(ALL_LOADS | CMASK(255), PMU_LOAD, 10), 0);
+	check_eq(counted(ALL_LOADS | CMASK(1) | INV, PMU_LOAD, 10), cycles - 10);
+	check_eq(counted(ALL_LOADS | CMASK(2) | INV, PMU_LOAD, 10), cycles);
+	check_eq(counted(ALL_LOADS | INV, PMU_LOAD, 10), 10);	/* needs CMASK */
+	check_eq(counted(ALL_LOADS | EDGE, PMU_LOAD, 10), 10);
+	check_eq(counted(ALL_LOADS | EDGE | CMASK(1), PMU_LOAD, 10), 10);
+	check_eq(counted(ALL_LOADS | EDGE | CMASK(2), PMU_LOAD, 10), 0);
+	check_eq(counted(ALL_LOADS | EDGE | CMASK(1) | INV, PMU_LOAD, 10), 10);
+
+	/* Six slots in each cycle. */
+	check_eq(counted(SLOTS | CMASK(6), PMU_LOAD, 10), cycles);
+	check_eq(counted(SLOTS | CMASK(7), PMU_LOAD, 10), 0);
+	check_eq(counted(SLOTS | CMASK(7) | INV, PMU_LOAD, 10), cycles);
+	check_eq(counted(SLOTS | CMASK(6) | INV, PMU_LOAD, 10), 0);
+
+	/* A level has no edges, an event never seen neither. */
+	check_eq(counted(CYCLES | EDGE | CMASK(1), PMU_LOAD, 10), 0);
+	check_eq(counted(CYCLES | CMASK(1), PMU_LOAD, 10), cycles);
+	check_eq(counted(0xff | EDGE | CMASK(1) | INV, PMU_LOAD, 10), 0);
+	check_eq(counted(0xff | CMASK(1) | INV, PMU_LOAD, 10), cycles);
+	check_eq(counted(0xff | CMASK(1), PMU_LOAD, 10), 0);
+}
+
+/* Let @counter, which counts instructions or more, wrap on its last count. */
+static void check_overflow(uint32_t counter, uint64_t status, bool pmi)
+{
+	wr(counter, MASK);
+	run(PMU_STEP, 0);
+	check_eq(rd(STATUS), 0);
+	check(!pmu_take_pmi(&pmu));
+	run(PMU_STEP, 1);
+	check_eq(rd(STATUS), status);
+	check(rd(counter) < 6);			/* SLOTS goes by six */
+	check_eq(pmu_take_pmi(&pmu), pmi);
+	check(!pmu_take_pmi(&pmu));
+	run(PMU_STEP, 1);
+	check_eq(rd(STATUS), status);
+	check(!pmu_take_pmi(&pmu));
+
+	/* Once more, with the status bit still set. */
+	wr(counter, MASK);
+	run(PMU_STEP, 1);
+	check_eq(rd(STATUS), status);
+	check_eq(pmu_take_pmi(&pmu), pmi);
+	wr(STATUS_RESET, status);
+}
+
+static void test_overflow(void)
+{
+	for (unsigned int pmi = 0; pmi < 2; pmi++) {
+		for (unsigned int i = 0; i < 8; i++) {
+			wr(EVTSEL(i), OS | EN | (pmi ? INT : 0) | INSTRUCTIONS);
+			wr(GLOBAL_CTRL, BIT(i));
+			check_overflow(PMC(i), BIT(i), pmi);
+
+			/* not before the last count */
+			wr(PMC(i), MASK - 100);
+			run(PMU_STEP, 100);
+			check_eq(rd(PMC(i)), MASK);
+			check_eq(rd(STATUS), 0);
+			wr(PMC(i), 0);
+		}
+		for (unsigned int i = 0; i < 4; i++) {
+			wr(FIXED_CTRL, (pmi ? 9ull : 1ull) << 4 * i);
+			wr(GLOBAL_CTRL, BIT(32 + i));
+			check_overflow(FIXED(i), BIT(32 + i), pmi);
+		}
+	}
+}
+
+static void test_freeze(void)
+{
+	wr(EVTSEL(0), OS | EN | INT | INSTRUCTIONS);
+	wr(EVTSEL(1), OS | EN | INSTRUCTIONS);
+	wr(GLOBAL_CTRL, 3);
+
+	/* without DEBUGCTL[12] */
+	wr(PMC(0), MASK);
+	run(PMU_STEP, 1);
+	run(PMU_STEP, 10);
+	check_eq(rd(STATUS), BIT(0));
+	check_eq(rd(PMC(1)), 11);
+	wr(STATUS_RESET, BIT(0));
+	pmu_take_pmi(&pmu);
+
+	/* an overflow that asks for no PMI freezes nothing */
+	wr(DEBUGCTL, BIT(12));
+	wr(PMC(1), MASK);
+	run(PMU_STEP, 1);
+	check_eq(rd(STATUS), BIT(1));
+	run(PMU_STEP, 10);
+	check_eq(rd(PMC(1)), 10);
+	wr(STATUS_RESET, BIT(1));
+
+	wr(PMC(0), MASK);
+	run(PMU_STEP, 1);
+	check_eq(rd(STATUS), BIT(0) | BIT(59));
+	check(pmu_take_pmi(&pmu));
+	check_eq(rd(GLOBAL_CTRL), 3);
+	check_eq(rd(PMC(1)), 11);
+	run(PMU_STEP, 10);
+	ring(3);
+	ring(0);
+	run(PMU_STEP, 10);
+	check_eq(rd(PMC(0)), 0);
+	check_eq(rd(PMC(1)), 11);
+	wr(GLOBAL_CTRL, 3);
+	run(PMU_STEP, 10);
+	check_eq(rd(PMC(1)), 11);
+	wr(STATUS_RESET, BIT(0));
+	run(PMU_STEP, 10);
+	check_eq(rd(PMC(1)), 11);
+	wr(STATUS_RESET, BIT(59));
+	run(PMU_STEP, 10);
+	check_eq(rd(PMC(0)), 10);
+	check_eq(rd(PMC(1)), 21);
+
+	/* software may freeze, too */
+	wr(STATUS_SET, BIT(59));
+	run(PMU_STEP, 10);
+	check_eq(rd(PMC(1)), 21);
+}
+
+static void test_next_overflow(void)
+{
+	check_eq(pmu_next_overflow(&pmu), UINT64_MAX);
+	count_event(OS | EN | INSTRUCTIONS);
+	check_eq(pmu_next_overflow(&pmu), UINT64_MAX);	/* asks for no PMI */
+	count_event(OS | EN | INT | INSTRUCTIONS);
+	wr(PMC(0), MASK - 99);
+	check_eq(pmu_next_overflow(&pmu), 100);
+	check(pmu_set_ring(&pmu, &act, 3));
+	check_eq(pmu_next_overflow(&pmu), UINT64_MAX);	/* not in this ring */
+	ring(0);
+	wr(STATUS_SET, BIT(59));
+	check_eq(pmu_next_overflow(&pmu), UINT64_MAX);	/* frozen */
+	wr(STATUS_RESET, BIT(59));
+
+	/* Asked as told, the PMI of any event comes without delay. */
+	for (enum pmu_act a = PMU_STEP; a < PMU_NR_ACTS; a++) {
+		static const uint64_t all[] = { INSTRUCTIONS, CYCLES, SLOTS, BRANCHES, ALL_LOADS };
+
+		for (unsigned int i = 0; i < 5; i++) {
+			uint64_t early;
+
+			count_event(OS | EN | INT | all[i]);
+			wr(PMC(0), BIT(WIDTH) - 5000);
+			for (unsigned int asked = 0; asked < 10000; asked++) {
+				uint64_t steps = pmu_next_overflow(&pmu);
+
+				early = BIT(WIDTH) - rd(PMC(0));
+				run(a, steps);
+				if (a == PMU_FLUSH || pmu_take_pmi(&pmu))
+					break;
+				check(steps <= early);
+			}
+			pmu_take_pmi(&pmu);
+			wr(STATUS_RESET, BIT(0));
+		}
+	}
+}
+
+static void test_metrics_exact(const struct expectation *e)
+{
+	static const uint64_t slots[] = {
+		1, 2, 3, 254, 255, 256, 1000003, BIT(31), BIT(40) + 7, MASK
+	};
+
+	for (unsigned int i = 0; e->metrics && i < ARRAY_SIZE(slots); i++) {
+		wr(FIXED(3), slots[i]);
+		for (unsigned int b = 0; b < 256; b++) {
+			uint64_t val = 0;
+
+			for (unsigned int m = 0; m < e->metrics; m++)
+				val |= (uint64_t)(uint8_t)(b + 37 * m) << 8 * m;
+			wr(METRICS, val);
+			check_eq(rd(METRICS), val);
+			check_eq(rdpmc(0x20000000), val);
+			check_eq(rd(FIXED(3)), slots[i]);
+		}
+	}
+}
+
+static void test_metrics_reserved(const struct expectation *e)
+{
+	if (e->metrics)
+		check_eq(writable_bits(METRICS), e->metrics == 8 ? UINT64_MAX : 0xffffffff);
+	else
+		check_eq(writable_bits(METRICS), 0);
+}
+
+static void test_metrics_order(void)
+{
+	/* right: SLOTS, then PERF_METRICS */
+	wr(FIXED(3), 1000);
+	wr(METRICS, 0x40);
+	check_eq(rd(METRICS), 0x40);
+
+	/* A write to SLOTS alone keeps the internal counts: 64 / 255 of 1000
+	 * slots are 32 / 255 of 2000 and all of 250.
+	 */
+	wr(FIXED(3), 2000);
+	check_eq(rd(METRICS), 0x20);
+	wr(FIXED(3), 500);
+	check_eq(rd(METRICS), 0x80);
+	wr(FIXED(3), 100);
+	check_eq(rd(METRICS), 0xff);	/* never above */
+
+	/* wrong: PERF_METRICS against the old SLOTS, then the new SLOTS */
+	wr(FIXED(3), 1000);
+	wr(METRICS, 0x40);
+	wr(FIXED(3), 4000);
+	check_eq(rd(METRICS), 0x10);
+
+	/* Nothing is a fraction of nothing. */
+	wr(FIXED(3), 0);
+	check_eq(rd(METRICS), 0);
+	wr(METRICS, UINT64_MAX);
+	wr(FIXED(3), 1000);
+	check_eq(rd(METRICS), 0);
+}
+
+static void test_metrics_continue(void)
+{
+	uint64_t slots;
+
+	/* 1000 restored slots of retiring, then as many of something else */
+	wr(GLOBAL_CTRL, 0);
+	wr(FIXED_CTRL, 0x1000);
+	wr(FIXED(3), 1000);
+	wr(METRICS, 0xff);
+	wr(GLOBAL_CTRL, BIT(35) | BIT(48));
+	run(PMU_ABORTED, 1000);
+	slots = rd(FIXED(3));
+	check(slots > 1000);
+	check_eq(byte(rd(METRICS), 0), (255 * 1000 + slots / 2) / slots);
+}
+
+static void test_metrics_enables(void)
+{
+	static const struct {
+		uint64_t global, fixed;
+		unsigned int cpl;
+		bool slots, metrics;
+	} table[] = {
+		{ BIT(35) | BIT(48), 0x1000, 0, true, true },
+		{ BIT(35) | BIT(48), 0x1000, 3, false, false },
+		{ BIT(35) | BIT(48), 0x2000, 0, false, false },
+		{ BIT(35) | BIT(48), 0x2000, 3, true, true },
+		{ BIT(35) | BIT(48), 0x0000, 0, false, false },
+		{ BIT(35), 0x3000, 0, true, false },
+		{ BIT(48), 0x3000, 0, false, false },
+		{ 0, 0x3000, 0, false, false },
+	};
+
+	for (unsigned int i = 0; i < ARRAY_SIZE(table); i++) {
+		wr(GLOBAL_CTRL, 0);
+		wr(FIXED_CTRL, table[i].fixed);
+		wr(FIXED(3), 0);
+		wr(METRICS, 0);
+		wr(GLOBAL_CTRL, table[i].global);
+		ring(table[i].cpl);
+		run(PMU_LOAD, 100);
+		ring(0);
+		wr(GLOBAL_CTRL, 0);
+		check_eq(!!rd(FIXED(3)), table[i].slots);
+		wr(FIXED(3), 100);
+		check_eq(!!rd(METRICS), table[i].metrics);
+	}
+}
+
+static void check_levels(void)
+{
+	uint64_t val = rd(METRICS);
+	unsigned int sum = 0;
+
+	for (unsigned int m = 0; m < 4; m++)
+		sum += byte(val, m);
+	check(sum >= 253 && sum <= 257, "level 1 sums to %u", sum);
+	for (unsigned int m = 0; m < 4; m++)
+		check(byte(val, 4 + m) <= byte(val, m), "metric %u above its parent", 4 + m);
+}
+
+static void test_metrics_levels(void)
+{
+	srand(1);
+	for (unsigned int i = 0; i < 2000; i++) {
+		start_topdown();
+		for (enum pmu_act a = PMU_STEP; a < PMU_NR_ACTS; a++)
+			if (a != PMU_CONTINUED && rand() & 1)
+				run(a, rand() % 1000);
+		if (rd(FIXED(3)))
+			check_levels();
+	}
+
+	/* Each kind of activity alone adds up to whole cycles. */
+	for (enum pmu_act a = PMU_STEP; a < PMU_NR_ACTS; a++) {
+		start_topdown();
+		run(a, 1);
+		check_eq(rd(FIXED(3)) % 6, 0);
+	}
+}
+
+static void test_loops_differ(void)
+{
+	uint64_t branches, loads;
+
+	start_topdown();
+	run(PMU_BRANCH_TAKEN, 10000);
+	branches = rd(METRICS);
+	start_topdown();
+	run(PMU_LOAD, 10000);
+	loads = rd(METRICS);
+	check(byte(branches, 2) > byte(loads, 2) + 50);	/* frontend bound */
+	check(byte(loads, 3) > byte(branches, 3) + 50);	/* backend bound */
+	check(byte(loads, 7) > byte(branches, 7) + 50);	/* memory bound */
+}
+
+static void test_metrics_overflow(void)
+{
+	for (unsigned int pmi = 0; pmi < 2; pmi++) {
+		uint64_t status;
+
+		wr(GLOBAL_CTRL, 0);
+		wr(FIXED_CTRL, pmi ? 0x9000 : 0x1000);
+		wr(FIXED(3), MASK);
+		wr(METRICS, 0xff);		/* retiring: one short of the end */
+		wr(FIXED(3), 0);		/* SLOTS itself is far from it */
+		wr(GLOBAL_CTRL, BIT(35) | BIT(48));
+		if (pmi)
+			check(pmu_next_overflow(&pmu) < 10);
+		check_eq(rd(STATUS), 0);
+		run(PMU_STEP, 10);
+		status = rd(STATUS);
+		check_eq(status, BIT(48));
+		check_eq(pmu_take_pmi(&pmu), pmi);
+		wr(STATUS_RESET, BIT(48));
+		check_eq(rd(STATUS), 0);
+		run(PMU_STEP, 10);
+		check_eq(rd(STATUS), 0);
+		check(byte(rd(METRICS), 0) < 0xff);
+	}
+
+	/* with freeze on PMI */
+	wr(GLOBAL_CTRL, 0);
+	wr(DEBUGCTL, BIT(12));
+	wr(FIXED(3), MASK);
+	wr(METRICS, 0xff00);
+	wr(FIXED(3), 0);
+	wr(GLOBAL_CTRL, BIT(35) | BIT(48));
+	run(PMU_ABORTED, 1);
+	check_eq(rd(STATUS), BIT(48) | BIT(59));
+}
+
+/* The same activity gives the same counts, however often somebody looks. */
+static void test_not_when_asked(void)
+{
+	uint64_t result[2][16];
+
+	for (unsigned int often = 0; often < 2; often++) {
+		static const uint64_t sel[] = {
+			OS | EN | INSTRUCTIONS, USR | EN | INSTRUCTIONS, OS | USR | EN | CYCLES,
+			USR | EN | BRANCHES, OS | EN | ALL_LOADS, OS | USR | EN | LLC_MISSES,
+			OS | EN | SLOTS | CMASK(4), USR | EN | BRANCH_MISSES | CMASK(1) | INV,
+		};
+		unsigned int seed = 42;
+
+		power_up("spr");
+		for (unsigned int i = 0; i < 8; i++)
+			wr(EVTSEL(i), sel[i]);
+		wr(FIXED_CTRL, 0x3213);
+		wr(GLOBAL_CTRL, 0xff | BIT(48) | 0xfull << 32);
+		for (unsigned int i = 0; i < 20000; i++) {
+			seed = seed * 1103515245 + 12345;
+			act.n[PMU_STEP]++;
+			if ((seed >> 16 & 7) != PMU_STEP)
+				act.n[seed >> 16 & 7]++;
+			if (!(seed >> 20 & 15))
+				ring(seed >> 24 & 3);
+			if (often)
+				pmu_report(&pmu, &act);
+		}
+		pmu_report(&pmu, &act);
+		for (unsigned int i = 0; i < 8; i++)
+			result[often][i] = rd(PMC(i));
+		for (unsigned int i = 0; i < 4; i++)
+			result[often][8 + i] = rd(FIXED(i));
+		result[often][12] = rd(METRICS);
+	}
+	for (unsigned int i = 0; i < 13; i++)
+		check_eq(result[1][i], result[0][i]);
+}
+
+static void test_late_start(void)
+{
+	for (unsigned int a = 0; a < PMU_NR_ACTS; a++)
+		act.n[a] = BIT(40) + a;
+	pmu_report(&pmu, &act);
+	count_event(OS | EN | INSTRUCTIONS);
+	run(PMU_STEP, 100);
+	check_eq(rd(PMC(0)), 100);
+}
+
+/* MPERF and APERF: reference and core cycles, whatever is enabled. */
+static void test_unhalted_cycles(void)
+{
+	static const uint64_t event[2] = { REF_CYCLES, CYCLES };
+
+	for (unsigned int i = 0; i < 2; i++) {
+		uint64_t before;
+
+		check_eq(writable_bits(0xe7 + i), UINT64_MAX);
+		wr(0xe7 + i, 0);
+		before = rd(0xe7 + i);
+		check_eq(before, 0);
+		count_event(OS | USR | EN | event[i]);
+		for (enum pmu_act a = PMU_STEP; a < PMU_NR_ACTS; a++)
+			run(a, 10);
+		check_eq(rd(0xe7 + i), rd(PMC(0)));
+		check(rd(0xe7 + i) > 0);
+		wr(GLOBAL_CTRL, 0);
+		before = rd(0xe7 + i);
+		run(PMU_STEP, 10);
+		check(rd(0xe7 + i) > before);
+		wr(0xe7 + i, 0x123456789abcdef0);
+		check_eq(rd(0xe7 + i), 0x123456789abcdef0);
+		pmu_reset(&pmu);
+		check_eq(rd(0xe7 + i), 0);
+	}
+}
+
+static void test_two_cpus(void)
+{
+	struct pmu other;
+	uint64_t val;
+
+	pmu_init(&other, pmu_variant_by_name("spr"));
+	count_event(OS | EN | INSTRUCTIONS);
+	run(PMU_STEP, 10);
+	check(pmu_rdmsr(&other, PMC(0), &val) == PMU_OK && val == 0);
+	check(pmu_rdmsr(&other, EVTSEL(0), &val) == PMU_OK && val == 0);
+}
+
+static void result(const char *what, const char *variant)
+{
+	tests++;
+	if (checks_failed)
+		failures++;
+	printf("%sok %u - %s%s%s\n", checks_failed ? "not " : "", tests, what,
+	       variant ? ", " : "", variant ? variant : "");
+	checks_failed = 0;
+}
+
+/* on every variant */
+static const struct {
+	const char *what;
+	void (*test)(const struct expectation *e);
+} variant_tests[] = {
+	{ "reset values", test_reset },
+	{ "CPUID", test_cpuid },
+	{ "PERFEVTSEL bits", test_evtsel },
+	{ "legacy counters sign-extend 32 bits", test_legacy_counters },
+	{ "full-width counters", test_full_width_counters },
+	{ "fixed counters", test_fixed_counters },
+	{ "numbers of version 6", test_version6_numbers },
+	{ "FIXED_CTR_CTRL bits", test_fixed_ctrl },
+	{ "GLOBAL_CTRL bits", test_global_ctrl },
+	{ "GLOBAL_STATUS, _RESET and _SET bits", test_global_status },
+	{ "GLOBAL_INUSE", test_inuse },
+	{ "PERF_CAPABILITIES is read-only", test_capabilities },
+	{ "DEBUGCTL, MISC_ENABLE, absent and foreign registers", test_other_registers },
+	{ "RDPMC of all types", test_rdpmc },
+	{ "VMX field checks and loads", test_vmx_fields },
+	{ "PERF_METRICS reads as written", test_metrics_exact },
+	{ "PERF_METRICS bits", test_metrics_reserved },
+};
+
+/* on spr */
+static const struct {
+	const char *what;
+	void (*test)(void);
+} plain_tests[] = {
+	{ "variants by name and model", test_variants },
+	{ "instructions retired", test_retired },
+	{ "events are functions of their activity", test_events },
+	{ "unknown events count nothing", test_unknown_events },
+	{ "fixed counters count like their events", test_fixed_quantities },
+	{ "OS and USR", test_rings },
+	{ "enable bits", test_enables },
+	{ "EDGE, INV and CMASK", test_filters },
+	{ "overflow and PMI at the last count", test_overflow },
+	{ "freeze on PMI", test_freeze },
+	{ "next overflow", test_next_overflow },
+	{ "SLOTS before PERF_METRICS, the order shows", test_metrics_order },
+	{ "PERF_METRICS goes on from restored values", test_metrics_continue },
+	{ "PERF_METRICS counts only with SLOTS", test_metrics_enables },
+	{ "levels of PERF_METRICS", test_metrics_levels },
+	{ "a loop of branches differs from one of loads", test_loops_differ },
+	{ "overflow of an internal count", test_metrics_overflow },
+	{ "counts do not depend on when they are read", test_not_when_asked },
+	{ "activity before the counter starts", test_late_start },
+	{ "MPERF and APERF", test_unhalted_cycles },
+	{ "two CPUs share nothing", test_two_cpus },
+};
+
+int main(void)
+{
+	const unsigned int nr_variant = ARRAY_SIZE(variant_tests);
+	const unsigned int nr_plain = ARRAY_SIZE(plain_tests);
+
+	printf("TAP version 13\n1..%zu\n", nr_variant * NR_VARIANTS + nr_plain);
+	for (unsigned int v = 0; v < NR_VARIANTS; v++) {
+		for (unsigned int i = 0; i < nr_variant; i++) {
+			power_up(names[v]);
+			variant_tests[i].test(&expected[v]);
+			result(variant_tests[i].what, names[v]);
+		}
+	}
+	for (unsigned int i = 0; i < nr_plain; i++) {
+		power_up("spr");
+		plain_tests[i].test();
+		result(plain_tests[i].what, NULL);
+	}
+	return failures ? EXIT_FAILURE : EXIT_SUCCESS;
+}
