@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# Entry points only; the work is done by the scripts they call.
+
+.DEFAULT_GOAL := help
+export TESTS SERIES KDIR CPUS CMDLINE TIMEOUT
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@echo 'Variables, with examples: scripts/run --help'
+
+run: ## build the patched kernel, boot it as an emulated Intel host, run its selftests
+	@scripts/run
+
+shell: ## the same, but give a shell in the emulated host
+	@scripts/run --shell
+
+test: ## every gate: series, emulator, scripts, lab
+	@scripts/check
+
+refresh: ## write patches/ from the series checked out in KDIR=/path/to/linux
+	@scripts/refresh-patches "$(KDIR)"
+
+clean: ## delete the cache: downloads, trees, builds, logs
+	@scripts/clean
+
+.PHONY: help run shell test refresh clean

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# shellcheck shell=bash
+# Shared by all scripts: where things are, errors, the cache and its lock, stages.
+#
+# Environment read here:
+#   TOPDOWN_CACHE   downloads, trees, builds and logs
+#                   (default ${XDG_CACHE_HOME:-$HOME/.cache}/kvm-topdown)
+#   KDIR            a kernel git tree to use instead of Debian's Linux source
+#   SERIES          directory of patches (default: patches/), or "none"
+
+# shellcheck disable=SC2034 # used by the scripts that source this file
+
+repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cache=${TOPDOWN_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/kvm-topdown}
+downloads=$cache/downloads
+
+# The base tree: Debian's linux-source, by version and checksum.
+linux_version=7.3.4
+linux_series=7.3
+linux_deb=linux-source-7.3_7.3.4-1~bpo13+1_all.deb
+linux_pool=pool/main/l/linux/$linux_deb
+linux_sha256=703e369ddd4cce971452f5a593ee55df3a5c10c83caf0fa0df039633ed181ee3
+
+bochs_tar=bochs_3.0+dfsg.orig.tar.xz
+bochs_pool=pool/main/b/bochs/$bochs_tar
+bochs_sha256=78f6c73d4a6472d5130a87ab9dc306d02c7c71ed8e25b3a8ef642e2a7acd282b
+
+# A caller inside a git hook must not redirect git to its own repository, and
+# messages are parsed, so they must be in English.
+unset GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_OBJECT_DIRECTORY
+export LC_ALL=C
+
+die() {
+	printf 'error: %s\n' "$*" >&2
+	exit 1
+}
+
+# Prints the comment at the top of the calling script when asked for help.
+help_if_asked() {
+	case ${1:-} in
+	-h | --help)
+		sed -n '3,/^[^#]/{/^#/!q;s/^# \{0,1\}//p}' "$0"
+		exit 0
+		;;
+	esac
+}
+
+case $cache in
+/*) ;;
+*) die "the cache must be an absolute path, not '$cache': set TOPDOWN_CACHE" ;;
+esac
+case $cache in
+*[[:space:]:]*) die "kbuild cannot build below '$cache' (space or colon in the path): set TOPDOWN_CACHE" ;;
+esac
+mkdir -p "$cache" 2>/dev/null || die "cannot write to the cache $cache: set TOPDOWN_CACHE to a directory of yours"
+
+series=${SERIES:-$repo/patches}
+if [ -n "${KDIR:-}" ]; then
+	[ -d "$KDIR" ] || die "KDIR=$KDIR is no directory"
+	KDIR=$(realpath "$KDIR")
+	base_name=$(basename "$KDIR")-$(printf %s "$KDIR" | sha256sum | cut -c1-8)
+	base_git=$KDIR
+else
+	base_name=linux-$linux_version
+	base_git=$cache/$base_name.git
+fi
+work=$cache/work/$base_name
+
+# The tree, build and selftests of one kind of kernel: "base" or "series".
+kind=series
+[ "$series" != none ] || kind=base
+tree_of() { echo "$work/$1/kvm-topdown-$1"; }
+build_of() { echo "$work/$1/build"; }
+selftests_of() { echo "$work/$1/selftests"; }
+
+# The selftests run on a base kernel too, so they come from the patched tree,
+# unless the base brings the one of the series itself.
+topdown_test=tools/testing/selftests/kvm/x86/perf_metrics_test.c
+selftests_kind() {
+	if [ "$kind" = base ] && [ ! -e "$(tree_of base)/$topdown_test" ] &&
+		compgen -G "$repo/patches/*.patch" >/dev/null; then
+		echo series
+	else
+		echo "$kind"
+	fi
+}
+
+# The commits of the series as scripts/apply has left them, oldest first.
+series_commits() {
+	git -C "$(tree_of series)" rev-list --reverse "$(git -C "$base_git" rev-parse HEAD)..HEAD"
+}
+
+# A new directory for the logs of a run; the older ones go.
+new_logs() {
+	local logs
+	mkdir -p "$cache/logs"
+	find "$cache/logs" -mindepth 1 -maxdepth 1 -type d | sort | head -n -30 | xargs -r rm -rf
+	logs=$(mktemp -d "$cache/logs/$(date +%Y%m%d-%H%M%S)-XXXX")
+	ln -sfn "$(basename "$logs")" "$cache/logs/latest"
+	echo "$logs"
+}
+
+# Files of the series that are kept in this repository too, as they are easier to
+# read and change there. The fragments in arch/x86/configs are the lab's.
+overlay_files() {
+	(cd "$repo" && find arch tools/testing -type f ! -path 'arch/x86/configs/kvm_topdown_*' | sort) 2>/dev/null || true
+}
+
+free_space() { echo $(($(df --output=avail -k "$cache" | tail -n 1) / 1024)); } # MiB
+
+# need_space MIB WHAT: fail early rather than in the middle of something.
+need_space() {
+	local free
+	free=$(free_space)
+	[ "$free" -ge "$1" ] || die "$2 needs $1 MiB in $cache, which has $free MiB free: free some or set TOPDOWN_CACHE"
+}
+
+# Only one run at a time changes the cache; children of the holder do not ask.
+lock_cache() {
+	[ -z "${TOPDOWN_LOCKED:-}" ] || return 0
+	exec {lock_fd}>>"$cache/lock"
+	if ! flock -n "$lock_fd"; then
+		echo "waiting for another run (pid $(cat "$cache/lock")) that uses $cache" >&2
+		flock "$lock_fd"
+	fi
+	echo $$ >"$cache/lock"
+	export TOPDOWN_LOCKED=1
+}
+
+unlock_cache() {
+	exec {lock_fd}>&-
+	unset TOPDOWN_LOCKED
+}
+
+# Stamps say what a product was made from: fresh STAMP ID, after success
+# stamp STAMP ID.
+fresh() { [ "$(cat "$1" 2>/dev/null)" = "$2" ]; }
+stamp() {
+	echo "$2" >"$1.part"
+	mv "$1.part" "$1"
+}
+
+elapsed() { # SECONDS
+	if [ "$1" -lt 60 ]; then
+		echo "$1s"
+	else
+		printf '%dm%02ds' $(($1 / 60)) $(($1 % 60))
+	fi
+}
+
+# A child in its own process group: one signal ends all of it, also when this
+# script alone is told to stop.
+child=
+spawn() {
+	set -m
+	"$@" &
+	child=$!
+	set +m
+}
+end_child() {
+	[ -n "$child" ] || return 0
+	kill -TERM -- "-$child" 2>/dev/null || true
+	wait "$child" 2>/dev/null || true
+	child=
+}
+trap end_child EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+
+# stage TITLE COMMAND...: runs it with a line of progress, output in a log.
+# Expects $stages (how many there will be) and $logs (a directory).
+stage_no=0
+# shellcheck disable=SC2154 # $stages and $logs are the caller's
+stage() {
+	local title=$1 log start now told line status=0
+	shift
+	stage_no=$((stage_no + 1))
+	log=$logs/$stage_no-${title// /-}.log
+	line="[$stage_no/$stages] $title ..."
+	start=$SECONDS
+	told=$start
+	[ -t 1 ] || printf '%s' "$line"
+	spawn "$@" >"$log" 2>&1
+	while kill -0 "$child" 2>/dev/null; do
+		now=$((SECONDS - start))
+		if [ -t 1 ]; then
+			printf '\r%s %s' "$line" "$(elapsed $now)"
+		elif [ $((SECONDS - told)) -ge 60 ]; then
+			told=$SECONDS
+			printf '\n      still at it (%s, %d lines of log)' "$(elapsed $now)" "$(wc -l <"$log")"
+		fi
+		sleep 0.1
+	done
+	wait "$child" || status=$?
+	child=
+	[ -t 1 ] && printf '\r%s' "$line"
+	printf ' %s  log: %s\n' "$(elapsed $((SECONDS - start)))" "$log"
+	[ "$status" = 0 ] || stage_failed "$title" "$log"
+}
+
+stage_failed() { # TITLE LOG
+	local reason
+	if grep -q 'No space left on device' "$2" || [ "$(free_space)" -lt 16 ]; then
+		tail -n 5 "$2" >&2
+		die "$1: the disk that holds $cache is full: free some space or set TOPDOWN_CACHE, then run again"
+	fi
+	if reason=$(grep '^error: ' "$2" | tail -n 1) && [ -n "$reason" ]; then
+		die "${reason#error: }"
+	fi
+	tail -n 20 "$2" >&2
+	die "$1 failed; the whole log: $2"
+}
