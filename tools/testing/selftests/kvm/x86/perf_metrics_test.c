@@ -6,6 +6,8 @@
 #include <fcntl.h>
 #include <sched.h>
 #include <unistd.h>
+#include <linux/perf_event.h>
+#include <sys/syscall.h>
 #include <x86intrin.h>
 
 #include "kvm_test_harness.h"
@@ -23,7 +25,6 @@
 #define SLOTS_USR		FIXED_PMC_CTRL(SLOTS_IDX, FIXED_PMC_USER)
 
 #define PERF_METRICS_BIT	BIT_ULL(48)
-#define PMU_CAP_PERF_METRICS	BIT_ULL(15)
 
 enum topdown_metric {
 	RETIRING,
@@ -103,26 +104,29 @@ do {									\
 		       ex_str(__expected), ex_str(__vector));		\
 } while (0)
 
-/* Runs the vCPU until it syncs, and returns the value it synced, or is done. */
-static u64 run_vcpu(struct kvm_vcpu *vcpu)
+static u64 run_vcpu_to_ucall(struct kvm_vcpu *vcpu, u64 expected_cmd)
 {
 	struct ucall uc;
 
 	sync_global_to_guest(vcpu->vm, metrics_mask);
 
 	vcpu_run(vcpu);
-	switch (get_ucall(vcpu, &uc)) {
-	case UCALL_SYNC:
-		return uc.args[1];
-	case UCALL_DONE:
-		return 0;
-	case UCALL_ABORT:
+	if (get_ucall(vcpu, &uc) == UCALL_ABORT)
 		REPORT_GUEST_ASSERT(uc);
-		break;
-	default:
-		TEST_FAIL("Unexpected ucall: %lu", uc.cmd);
-	}
-	return 0;
+	TEST_ASSERT_EQ(uc.cmd, expected_cmd);
+
+	return uc.args[1];
+}
+
+/* Run the vCPU until it syncs, and return the value it synced. */
+static u64 run_vcpu_to_sync(struct kvm_vcpu *vcpu)
+{
+	return run_vcpu_to_ucall(vcpu, UCALL_SYNC);
+}
+
+static void run_vcpu_to_done(struct kvm_vcpu *vcpu)
+{
+	run_vcpu_to_ucall(vcpu, UCALL_DONE);
 }
 
 static u64 supported_perf_caps(void)
@@ -151,7 +155,12 @@ static void assert_topdown(u64 slots, u64 metrics)
 	GUEST_ASSERT_METRICS(_rdpmc(INTEL_RDPMC_METRICS), metrics & metrics_mask);
 }
 
-/* Fails unless all means of getting at PERF_METRICS #GP, or none does. */
+static u8 wrmsr_safe_fep(u32 msr, u64 val)
+{
+	return kvm_asm_safe_fep("wrmsr", "a"((u32)val), "d"(val >> 32), "c"(msr));
+}
+
+/* Assert that all means of getting at PERF_METRICS #GP, or that none does. */
 static void guest_access_perf_metrics(bool expect_gp)
 {
 	u64 ctrl = 0, ign;
@@ -161,13 +170,12 @@ static void guest_access_perf_metrics(bool expect_gp)
 	GUEST_ASSERT_GP(rdpmc_safe(INTEL_RDPMC_METRICS, &ign), expect_gp);
 	if (is_forced_emulation_enabled) {
 		GUEST_ASSERT_GP(rdmsr_safe_fep(MSR_PERF_METRICS, &ign), expect_gp);
+		GUEST_ASSERT_GP(wrmsr_safe_fep(MSR_PERF_METRICS, 0), expect_gp);
 		GUEST_ASSERT_GP(rdpmc_safe_fep(INTEL_RDPMC_METRICS, &ign), expect_gp);
+		GUEST_ASSERT_GP(rdpmc_safe_fep(INTEL_RDPMC_METRICS | 1, &ign), true);
 	}
 
-	/* There is but one register, all other indices are always bad. */
-	GUEST_ASSERT_GP(rdpmc_safe(INTEL_RDPMC_METRICS | 1, &ign), true);
-	GUEST_ASSERT_GP(rdpmc_safe(INTEL_RDPMC_METRICS | INTEL_RDPMC_FIXED, &ign), true);
-
+	/* PERF_GLOBAL_CTRL doesn't exist if there is no PMU. */
 	rdmsr_safe(MSR_CORE_PERF_GLOBAL_CTRL, &ctrl);
 	GUEST_ASSERT_GP(wrmsr_safe(MSR_CORE_PERF_GLOBAL_CTRL, ctrl | PERF_METRICS_BIT),
 			expect_gp);
@@ -182,17 +190,15 @@ static void guest_access_perf_metrics(bool expect_gp)
 
 static void test_perf_metrics_is_hidden(struct kvm_vcpu *vcpu)
 {
-	u64 ctrl = 0;
-
 	TEST_ASSERT(!_vcpu_set_msr(vcpu, MSR_PERF_METRICS, METRICS_A & LEVEL1_MASK),
 		    "Setting PERF_METRICS should fail if it's hidden");
-	TEST_ASSERT(!_vcpu_set_msr(vcpu, MSR_CORE_PERF_GLOBAL_CTRL, ctrl | PERF_METRICS_BIT),
+	TEST_ASSERT(!_vcpu_set_msr(vcpu, MSR_CORE_PERF_GLOBAL_CTRL, PERF_METRICS_BIT),
 		    "Setting PERF_GLOBAL_CTRL[48] should fail without PERF_METRICS");
 	TEST_ASSERT(!_vcpu_set_msr(vcpu, MSR_CORE_PERF_GLOBAL_STATUS, PERF_METRICS_BIT),
 		    "Setting PERF_GLOBAL_STATUS[48] should fail without PERF_METRICS");
 
 	vcpu_args_set(vcpu, 1, true);
-	run_vcpu(vcpu);
+	run_vcpu_to_done(vcpu);
 }
 
 KVM_ONE_VCPU_TEST_SUITE(perf_metrics);
@@ -222,7 +228,7 @@ KVM_ONE_VCPU_TEST(perf_metrics, enumeration, guest_access_perf_metrics)
 	TEST_ASSERT_EQ(vcpu_get_msr(vcpu, MSR_IA32_PERF_CAPABILITIES), perf_caps);
 
 	vcpu_args_set(vcpu, 1, false);
-	run_vcpu(vcpu);
+	run_vcpu_to_done(vcpu);
 }
 
 #define NR_ACCESSES	1000
@@ -236,6 +242,12 @@ static void guest_direct_access(void)
 
 	if (is_forced_emulation_enabled) {
 		u64 val;
+
+		GUEST_ASSERT_GP(wrmsr_safe_fep(MSR_PERF_METRICS, METRICS_B & metrics_mask), false);
+		assert_topdown(SLOTS_A, METRICS_B);
+		GUEST_ASSERT_GP(wrmsr_safe_fep(MSR_PERF_METRICS, METRICS_A & ~LEVEL1_MASK),
+				metrics_mask == LEVEL1_MASK);
+		write_topdown(SLOTS_A, METRICS_A);
 
 		GUEST_ASSERT_GP(rdmsr_safe_fep(MSR_PERF_METRICS, &val), false);
 		GUEST_ASSERT_METRICS(val, METRICS_A & metrics_mask);
@@ -268,10 +280,10 @@ KVM_ONE_VCPU_TEST(perf_metrics, direct_access, guest_direct_access)
 {
 	u64 nr_exits;
 
-	run_vcpu(vcpu);
+	run_vcpu_to_sync(vcpu);
 
 	nr_exits = vcpu_get_stat(vcpu, exits);
-	run_vcpu(vcpu);
+	run_vcpu_to_done(vcpu);
 	nr_exits = vcpu_get_stat(vcpu, exits) - nr_exits;
 
 	TEST_ASSERT(nr_exits < NR_ACCESSES / 2,
@@ -306,7 +318,7 @@ static void branch_workload(void)
 	}
 }
 
-/* Loads, each of which depends on the previous load and misses the caches. */
+/* Loads, each of which depends on the previous load, and some miss all caches. */
 static void load_workload(void)
 {
 	static void *self;
@@ -344,14 +356,15 @@ static void guest_assert_plausible_metrics(u64 metrics)
 		sum += metric(metrics, i);
 
 	/*
-	 * Each of the metrics is rounded by at most 0.5, and once more if the
-	 * host interrupts the workload and thus saves and restores the fractions.
+	 * Each of the metrics is rounded by at most 0.5, and once more if KVM
+	 * saves and restores the fractions because of an exit.
 	 */
 	__GUEST_ASSERT(abs(sum - 255) <= 4,
 		       "Level 1 of 0x%lx sums up to %d, not to 255", metrics, sum);
 
 	for (i = 0; i < NR_LEVEL1_METRICS; i++)
-		__GUEST_ASSERT(metric(metrics, i + NR_LEVEL1_METRICS) <= metric(metrics, i),
+		__GUEST_ASSERT(metric(metrics, i + NR_LEVEL1_METRICS) <=
+			       metric(metrics, i) + METRIC_TOLERANCE,
 			       "Level 2 metric %d of 0x%lx exceeds its parent", i, metrics);
 
 	GUEST_ASSERT_EQ(metrics & ~metrics_mask, 0);
@@ -396,10 +409,9 @@ static void guest_counting(void)
 /* Verify the metrics make sense, and count if and only if they are enabled. */
 KVM_ONE_VCPU_TEST(perf_metrics, counting, guest_counting)
 {
-	run_vcpu(vcpu);
+	run_vcpu_to_done(vcpu);
 }
 
-/* Keep the counters running while the host looks at them. */
 static void guest_global_ctrl(void)
 {
 	wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, PERF_METRICS_BIT);
@@ -421,18 +433,18 @@ static void guest_global_ctrl(void)
 /* Verify bit 48 of PERF_GLOBAL_{CTRL,STATUS} makes it to the guest and back. */
 KVM_ONE_VCPU_TEST(perf_metrics, global_ctrl_and_status, guest_global_ctrl)
 {
-	run_vcpu(vcpu);
+	run_vcpu_to_sync(vcpu);
 	TEST_ASSERT_EQ(vcpu_get_msr(vcpu, MSR_CORE_PERF_GLOBAL_CTRL), PERF_METRICS_BIT);
 	vcpu_set_msr(vcpu, MSR_CORE_PERF_GLOBAL_CTRL, 0);
 
-	run_vcpu(vcpu);
+	run_vcpu_to_sync(vcpu);
 	vcpu_set_msr(vcpu, MSR_CORE_PERF_GLOBAL_CTRL, PERF_METRICS_BIT);
 	vcpu_set_msr(vcpu, MSR_CORE_PERF_GLOBAL_STATUS, PERF_METRICS_BIT);
 
-	run_vcpu(vcpu);
+	run_vcpu_to_sync(vcpu);
 	TEST_ASSERT_EQ(vcpu_get_msr(vcpu, MSR_CORE_PERF_GLOBAL_STATUS), PERF_METRICS_BIT);
 
-	run_vcpu(vcpu);
+	run_vcpu_to_done(vcpu);
 	TEST_ASSERT_EQ(vcpu_get_msr(vcpu, MSR_CORE_PERF_GLOBAL_STATUS), 0);
 }
 
@@ -522,7 +534,7 @@ static void guest_fewer_counters(void)
 KVM_ONE_VCPU_TEST(perf_metrics, fewer_counters, guest_fewer_counters)
 {
 	vcpu_set_cpuid_property(vcpu, X86_PROPERTY_PMU_NR_GP_COUNTERS, 1);
-	run_vcpu(vcpu);
+	run_vcpu_to_done(vcpu);
 }
 
 /* Verify KVM refuses values that hardware wouldn't accept, and takes all others. */
@@ -548,13 +560,13 @@ KVM_ONE_VCPU_TEST(perf_metrics, host_access, guest_host_access)
 	}
 
 	/* What userspace writes must survive until the next VM-Entry... */
-	run_vcpu(vcpu);
+	run_vcpu_to_sync(vcpu);
 	vcpu_set_msr(vcpu, MSR_PERF_METRICS, METRICS_A & metrics_mask);
 	vcpu_set_msr(vcpu, MSR_SLOTS, SLOTS_A);
 	TEST_ASSERT_EQ(vcpu_get_msr(vcpu, MSR_PERF_METRICS), METRICS_A & metrics_mask);
 
 	/* ... and userspace must see what the guest wrote. */
-	run_vcpu(vcpu);
+	run_vcpu_to_done(vcpu);
 	TEST_ASSERT_EQ(vcpu_get_msr(vcpu, MSR_SLOTS), SLOTS_B);
 	TEST_ASSERT_METRICS(vcpu_get_msr(vcpu, MSR_PERF_METRICS), METRICS_B & metrics_mask);
 }
@@ -596,7 +608,7 @@ TEST(save_restore)
 	u64 metrics;
 
 	vm = vm_create_with_one_vcpu(&vcpu, guest_save_restore);
-	run_vcpu(vcpu);
+	run_vcpu_to_sync(vcpu);
 
 	state = vcpu_save_state(vcpu);
 	metrics = vcpu_get_msr(vcpu, MSR_PERF_METRICS);
@@ -609,7 +621,7 @@ TEST(save_restore)
 
 	TEST_ASSERT_EQ(vcpu_get_msr(vcpu, MSR_PERF_METRICS), metrics);
 	TEST_ASSERT_EQ(vcpu_get_msr(vcpu, MSR_SLOTS), SLOTS_A);
-	run_vcpu(vcpu);
+	run_vcpu_to_done(vcpu);
 
 	kvm_vm_free(vm);
 }
@@ -629,73 +641,118 @@ static void guest_context_switch(u64 slots, u64 metrics)
 	GUEST_DONE();
 }
 
+/* Make PERF_METRICS read as '0', even though its internal counts aren't. */
+static void guest_hidden_counts(u64 slots)
+{
+	for (;;) {
+		write_topdown(SLOTS_A, METRICS_A);
+		wrmsr(MSR_SLOTS, slots);
+		GUEST_SYNC(0);
+	}
+}
+
+static void assert_no_counts(u64 slots)
+{
+	GUEST_ASSERT_EQ(rdmsr(MSR_SLOTS), slots);
+	GUEST_ASSERT_EQ(rdmsr(MSR_PERF_METRICS), 0);
+}
+
 /*
- * If all internal counts are '0', then PERF_METRICS is '0' irrespective of the
- * value of SLOTS.  PERF_METRICS being '0' while SLOTS is '0' says nothing.
+ * Assert that there are no counts behind a value of '0', neither one's own nor
+ * others'.  If all counts are '0', then so is PERF_METRICS, whatever SLOTS is.
+ * Use few slots, so that few counts make for a big fraction.
  */
 static void guest_bystander(void)
 {
-	int i;
+	for (;;) {
+		assert_no_counts(0);
+		wrmsr(MSR_SLOTS, 0x100);
+		assert_no_counts(0x100);
+		GUEST_SYNC(0);
 
-	for (i = 0; i < NR_SWITCHES; i++) {
-		assert_topdown(0, 0);
-		wrmsr(MSR_SLOTS, SLOTS_A);
-		assert_topdown(SLOTS_A, 0);
-		GUEST_SYNC(i);
-
-		assert_topdown(SLOTS_A, 0);
+		assert_no_counts(0x100);
 		wrmsr(MSR_SLOTS, 0);
-		GUEST_SYNC(i);
+		GUEST_SYNC(1);
 	}
-	GUEST_DONE();
 }
 
-/* Returns the host's PERF_METRICS, '0' if it can't be read. */
-static u64 read_host_perf_metrics(int cpu)
+/* Assert that counting starts from zero, without having written zeros first. */
+static void guest_count_from_zero(void)
 {
-	u64 metrics = 0;
+	for (;;) {
+		wrmsr(MSR_CORE_PERF_FIXED_CTR_CTRL, SLOTS_OS);
+		wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, SLOTS_ENABLE | PERF_METRICS_BIT);
+		branch_workload();
+		wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, 0);
+		guest_assert_plausible_metrics(rdmsr(MSR_PERF_METRICS));
+
+		wrmsr(MSR_CORE_PERF_FIXED_CTR_CTRL, 0);
+		write_topdown(0, 0);
+		GUEST_SYNC(0);
+	}
+}
+
+/* Read the host's PERF_METRICS, return false if that's not possible. */
+static bool read_host_perf_metrics(int cpu, u64 *metrics)
+{
 	char path[32];
+	ssize_t r;
 	int fd;
 
 	snprintf(path, sizeof(path), "/dev/cpu/%d/msr", cpu);
 	fd = open(path, O_RDONLY);
 	if (fd < 0)
-		return 0;
+		return false;
 
-	if (pread(fd, &metrics, sizeof(metrics), MSR_PERF_METRICS) != sizeof(metrics))
-		metrics = 0;
+	r = pread(fd, metrics, sizeof(*metrics), MSR_PERF_METRICS);
 	close(fd);
-	return metrics;
+	return r == sizeof(*metrics);
 }
 
 /*
- * Verify vCPUs that take turns on a CPU, with PERF_METRICS of different values,
- * unused or hidden, don't get to see each other's value, and that nothing is left
+ * Verify vCPUs that take turns on a CPU, some of which use PERF_METRICS and some
+ * of which don't, don't get to see each other's value, and that no value is left
  * behind in hardware.  Then do the same with the vCPUs hopping from CPU to CPU.
  */
 TEST(context_switch)
 {
-	struct kvm_vcpu *a, *b, *bystander;
-	struct kvm_vm *vms[3];
+	struct kvm_vcpu *a, *b, *bystander, *hidden[2], *counting;
+	struct kvm_vm *vms[6];
+	bool check_host;
 	cpu_set_t cpus;
+	u64 metrics;
 	int i, cpu;
 
 	vms[0] = vm_create_with_one_vcpu(&a, guest_context_switch);
 	vms[1] = vm_create_with_one_vcpu(&b, guest_context_switch);
 	vms[2] = vm_create_with_one_vcpu(&bystander, guest_bystander);
+	vms[3] = vm_create_with_one_vcpu(&hidden[0], guest_hidden_counts);
+	vms[4] = vm_create_with_one_vcpu(&hidden[1], guest_hidden_counts);
+	vms[5] = vm_create_with_one_vcpu(&counting, guest_count_from_zero);
 	vcpu_args_set(a, 2, SLOTS_A, METRICS_A);
 	vcpu_args_set(b, 2, SLOTS_B, METRICS_B);
+	vcpu_args_set(hidden[0], 1, BIT_ULL(47));
+	vcpu_args_set(hidden[1], 1, 0);
 
 	TEST_ASSERT(!sched_getaffinity(0, sizeof(cpus), &cpus), "sched_getaffinity() failed");
 	cpu = pin_self_to_any_cpu();
 
+	check_host = read_host_perf_metrics(cpu, &metrics) && !metrics;
+	if (!check_host)
+		TH_LOG("Can't read the host's PERF_METRICS, or it is in use");
+
 	for (i = 0; i < NR_SWITCHES; i++) {
-		run_vcpu(a);
-		TEST_ASSERT_EQ(read_host_perf_metrics(cpu), 0);
-		run_vcpu(bystander);
-		run_vcpu(b);
-		TEST_ASSERT_EQ(read_host_perf_metrics(cpu), 0);
-		run_vcpu(bystander);
+		run_vcpu_to_sync(a);
+		if (check_host && read_host_perf_metrics(cpu, &metrics))
+			TEST_ASSERT_EQ(metrics, 0);
+		run_vcpu_to_sync(bystander);
+
+		run_vcpu_to_sync(b);
+		run_vcpu_to_sync(hidden[0]);
+		run_vcpu_to_sync(bystander);
+
+		run_vcpu_to_sync(hidden[1]);
+		run_vcpu_to_sync(counting);
 
 		if (i < NR_SWITCHES / 2)
 			continue;
@@ -706,8 +763,77 @@ TEST(context_switch)
 		pin_self_to_cpu(cpu);
 	}
 
-	run_vcpu(a);
-	run_vcpu(b);
+	run_vcpu_to_done(a);
+	run_vcpu_to_done(b);
+	for (i = 0; i < ARRAY_SIZE(vms); i++)
+		kvm_vm_free(vms[i]);
+}
+
+/* Open a host event, in perf's encoding of SLOTS and the metrics. */
+static int open_host_event(u64 config, int group_fd)
+{
+	struct perf_event_attr attr = {
+		.type = PERF_TYPE_RAW,
+		.size = sizeof(attr),
+		.config = config,
+		.exclude_guest = 1,
+		.read_format = PERF_FORMAT_GROUP,
+	};
+
+	return syscall(__NR_perf_event_open, &attr, 0, -1, group_fd, 0);
+}
+
+/*
+ * Verify the host may use topdown at the same time, i.e. that its values neither
+ * make it to the guest nor get disturbed by the guest's.
+ */
+TEST(host_perf_events)
+{
+	struct kvm_vcpu *vcpu, *bystander;
+	struct kvm_vm *vms[2];
+	struct {
+		u64 nr;
+		u64 slots;
+		u64 metrics[NR_LEVEL1_METRICS];
+	} group;
+	int fds[1 + NR_LEVEL1_METRICS];
+	u64 sum = 0;
+	int i, fd;
+
+	/* SLOTS alone counts towards an overflow, i.e. starts from 2^47. */
+	fd = open_host_event(0x0400, -1);
+	if (fd < 0)
+		SKIP(return, "can't open host events: %s", strerror(errno));
+
+	vms[0] = vm_create_with_one_vcpu(&vcpu, guest_context_switch);
+	vms[1] = vm_create_with_one_vcpu(&bystander, guest_bystander);
+	vcpu_args_set(vcpu, 2, SLOTS_A, METRICS_A);
+
+	for (i = 0; i < NR_SWITCHES / 2; i++) {
+		run_vcpu_to_sync(bystander);
+		run_vcpu_to_sync(vcpu);
+	}
+	close(fd);
+
+	fds[0] = open_host_event(0x0400, -1);
+	for (i = 0; i < NR_LEVEL1_METRICS; i++)
+		fds[i + 1] = open_host_event(0x8000 + i * 0x100, fds[0]);
+	TEST_ASSERT(fds[NR_LEVEL1_METRICS] >= 0, "Opening the host's metrics failed");
+
+	for (i = 0; i < NR_SWITCHES / 2; i++) {
+		run_vcpu_to_sync(bystander);
+		run_vcpu_to_sync(vcpu);
+	}
+	run_vcpu_to_done(vcpu);
+
+	TEST_ASSERT_EQ(read(fds[0], &group, sizeof(group)), sizeof(group));
+	for (i = 0; i < NR_LEVEL1_METRICS; i++)
+		sum += group.metrics[i];
+	TEST_ASSERT(group.slots && sum > group.slots / 10 * 9 && sum < group.slots / 10 * 11,
+		    "The host's metrics sum up to %lu, not to %lu slots", sum, group.slots);
+
+	for (i = 0; i < ARRAY_SIZE(fds); i++)
+		close(fds[i]);
 	for (i = 0; i < ARRAY_SIZE(vms); i++)
 		kvm_vm_free(vms[i]);
 }
@@ -731,7 +857,7 @@ TEST(reset_and_init)
 
 	vcpu_set_msr(vcpus[1], MSR_SLOTS, SLOTS_A);
 	vcpu_set_msr(vcpus[1], MSR_PERF_METRICS, METRICS_A & metrics_mask);
-	run_vcpu(vcpus[0]);
+	run_vcpu_to_done(vcpus[0]);
 
 	vcpu_mp_state_get(vcpus[1], &mp_state);
 	TEST_ASSERT_EQ(mp_state.mp_state, KVM_MP_STATE_INIT_RECEIVED);
@@ -753,10 +879,11 @@ static void guest_event_filter(void)
 	u64 slots, metrics;
 
 	wrmsr(MSR_CORE_PERF_FIXED_CTR_CTRL, SLOTS_OS);
-	wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, SLOTS_ENABLE | PERF_METRICS_BIT);
 
 	for (;;) {
+		wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, 0);
 		write_topdown(0, 0);
+		wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, SLOTS_ENABLE | PERF_METRICS_BIT);
 		branch_workload();
 		slots = rdmsr(MSR_SLOTS);
 		metrics = rdmsr(MSR_PERF_METRICS);
@@ -767,8 +894,9 @@ static void guest_event_filter(void)
 }
 
 /*
- * Verify denying fixed counter 3 stops PERF_METRICS as well, and that changing
- * the filter doesn't need the guest to reprogram anything.
+ * Verify denying fixed counter 3 stops PERF_METRICS as well, and that a change
+ * of the filter takes effect even though the guest doesn't touch FIXED_CTR_CTRL,
+ * the only control that KVM intercepts.
  */
 KVM_ONE_VCPU_TEST(perf_metrics, event_filter, guest_event_filter)
 {
@@ -776,20 +904,20 @@ KVM_ONE_VCPU_TEST(perf_metrics, event_filter, guest_event_filter)
 		.action = KVM_PMU_EVENT_DENY,
 	};
 
-	TEST_ASSERT_EQ(run_vcpu(vcpu), true);
+	TEST_ASSERT_EQ(run_vcpu_to_sync(vcpu), true);
 
 	filter.fixed_counter_bitmap = BIT(SLOTS_IDX);
 	vm_ioctl(vcpu->vm, KVM_SET_PMU_EVENT_FILTER, &filter);
-	TEST_ASSERT_EQ(run_vcpu(vcpu), false);
-	TEST_ASSERT_EQ(run_vcpu(vcpu), false);
+	TEST_ASSERT_EQ(run_vcpu_to_sync(vcpu), false);
+	TEST_ASSERT_EQ(run_vcpu_to_sync(vcpu), false);
 
 	filter.fixed_counter_bitmap = (u32)~BIT(SLOTS_IDX);
 	vm_ioctl(vcpu->vm, KVM_SET_PMU_EVENT_FILTER, &filter);
-	TEST_ASSERT_EQ(run_vcpu(vcpu), true);
+	TEST_ASSERT_EQ(run_vcpu_to_sync(vcpu), true);
 
 	filter.action = KVM_PMU_EVENT_ALLOW;
 	vm_ioctl(vcpu->vm, KVM_SET_PMU_EVENT_FILTER, &filter);
-	TEST_ASSERT_EQ(run_vcpu(vcpu), false);
+	TEST_ASSERT_EQ(run_vcpu_to_sync(vcpu), false);
 }
 
 static void l2_guest_code(void)
@@ -808,12 +936,16 @@ static void l2_guest_code(void)
 	GUEST_SYNC(1);
 	vmcall();
 
-	/* L1 intercepts both from here on. */
+	/* L1 intercepts both... */
 	rdmsr(MSR_PERF_METRICS);
 	wrmsr(MSR_PERF_METRICS, 0);
+
+	/* ... and loads PERF_METRICS upon VM-Entry. */
+	GUEST_ASSERT_METRICS(_rdpmc(INTEL_RDPMC_METRICS), METRICS_A & metrics_mask);
+	vmcall();
 }
 
-static void l1_guest_code(struct vmx_pages *vmx)
+static void l1_guest_code(struct vmx_pages *vmx, struct vmx_msr_entry *msrs, u64 msrs_gpa)
 {
 	void *read_bitmap = vmx->msr, *write_bitmap = vmx->msr + 0x800;
 	int i;
@@ -838,17 +970,34 @@ static void l1_guest_code(struct vmx_pages *vmx)
 				i ? EXIT_REASON_MSR_WRITE : EXIT_REASON_MSR_READ);
 	}
 	assert_topdown(SLOTS_B, METRICS_B);
+
+	/* Load one value upon VM-Entry, store and load another upon VM-Exit. */
+	msrs[0] = (struct vmx_msr_entry) { MSR_PERF_METRICS, 0, METRICS_A & metrics_mask };
+	msrs[1] = (struct vmx_msr_entry) { MSR_PERF_METRICS };
+	msrs[2] = (struct vmx_msr_entry) { MSR_PERF_METRICS, 0, METRICS_B & metrics_mask };
+	vmwrite(VM_ENTRY_MSR_LOAD_ADDR, msrs_gpa);
+	vmwrite(VM_ENTRY_MSR_LOAD_COUNT, 1);
+	vmwrite(VM_EXIT_MSR_STORE_ADDR, msrs_gpa + sizeof(*msrs));
+	vmwrite(VM_EXIT_MSR_STORE_COUNT, 1);
+	vmwrite(VM_EXIT_MSR_LOAD_ADDR, msrs_gpa + 2 * sizeof(*msrs));
+	vmwrite(VM_EXIT_MSR_LOAD_COUNT, 1);
+	vmwrite(GUEST_RIP, vmreadz(GUEST_RIP) + vmreadz(VM_EXIT_INSTRUCTION_LEN));
+	GUEST_ASSERT(!vmresume());
+	GUEST_ASSERT_EQ(vmreadz(VM_EXIT_REASON), EXIT_REASON_VMCALL);
+	GUEST_ASSERT_METRICS(msrs[1].value, METRICS_A & metrics_mask);
+	assert_topdown(SLOTS_B, METRICS_B);
 	GUEST_DONE();
 }
 
 /*
  * Verify L1 and L2 share PERF_METRICS, that L2's accesses don't exit if L1 doesn't
- * want to intercept them, and that they do exit to L1 if L1 does.
+ * want to intercept them, that they do exit to L1 if L1 does, and that PERF_METRICS
+ * can be in the lists of MSRs that are loaded and stored upon VM-Entry and VM-Exit.
  */
 TEST(nested)
 {
 	struct kvm_vcpu *vcpu;
-	gva_t vmx_pages_gva;
+	gva_t vmx_pages_gva, msrs_gva;
 	struct kvm_vm *vm;
 	u64 nr_exits;
 
@@ -857,16 +1006,17 @@ TEST(nested)
 
 	vm = vm_create_with_one_vcpu(&vcpu, l1_guest_code);
 	vcpu_alloc_vmx(vm, &vmx_pages_gva);
-	vcpu_args_set(vcpu, 1, vmx_pages_gva);
+	msrs_gva = vm_alloc_page(vm);
+	vcpu_args_set(vcpu, 3, vmx_pages_gva, msrs_gva, addr_gva2gpa(vm, msrs_gva));
 
-	run_vcpu(vcpu);
+	run_vcpu_to_sync(vcpu);
 	nr_exits = vcpu_get_stat(vcpu, exits);
-	run_vcpu(vcpu);
+	run_vcpu_to_sync(vcpu);
 	nr_exits = vcpu_get_stat(vcpu, exits) - nr_exits;
 	TEST_ASSERT(nr_exits < NR_ACCESSES / 2,
 		    "%lu exits for %u accesses of each kind", nr_exits, NR_ACCESSES);
 
-	run_vcpu(vcpu);
+	run_vcpu_to_done(vcpu);
 	kvm_vm_free(vm);
 }
 
@@ -908,7 +1058,7 @@ static void test_unsupported(void)
 		    "Setting PERF_CAPABILITIES[15] should fail");
 	vcpu_set_cpuid_property(vcpu, X86_PROPERTY_PMU_NR_FIXED_COUNTERS, SLOTS_IDX + 1);
 	vcpu_args_set(vcpu, 1, has_slots);
-	run_vcpu(vcpu);
+	run_vcpu_to_done(vcpu);
 	kvm_vm_free(vm);
 }
 
@@ -919,6 +1069,7 @@ int main(int argc, char *argv[])
 
 	TEST_REQUIRE(host_cpu_is_intel);
 	TEST_REQUIRE(kvm_is_pmu_enabled());
+	TEST_REQUIRE(!kvm_is_ignore_msrs());
 	TEST_REQUIRE(kvm_cpu_has_p(X86_PROPERTY_PMU_VERSION));
 	TEST_REQUIRE(kvm_cpu_property(X86_PROPERTY_PMU_VERSION) > 1);
 	TEST_REQUIRE(kvm_cpu_has(X86_FEATURE_PDCM));
