@@ -920,6 +920,98 @@ KVM_ONE_VCPU_TEST(perf_metrics, event_filter, guest_event_filter)
 	TEST_ASSERT_EQ(run_vcpu_to_sync(vcpu), false);
 }
 
+#define NR_RANDOM_ACCESSES	500
+
+/* A value of which few, if any, bits are reserved, or any value. */
+static u64 random_value(u64 legal)
+{
+	u64 val = kvm_random_u64(&kvm_rng);
+
+	if (kvm_random_bool(&kvm_rng))
+		val &= legal;
+	if (__kvm_random_bool(&kvm_rng, 25))
+		val ^= BIT_ULL(kvm_random_u32_in_range(&kvm_rng, 0, 63));
+	return val;
+}
+
+static void guest_random_accesses(u64 global_bits, u64 fixed_ctrl_bits)
+{
+	const struct {
+		u32 msr;
+		u64 legal;
+	} regs[] = {
+		{ MSR_PERF_METRICS, metrics_mask },
+		{ MSR_CORE_PERF_GLOBAL_CTRL, global_bits },
+		{ MSR_CORE_PERF_FIXED_CTR_CTRL, fixed_ctrl_bits },
+	};
+	u64 val, ign;
+	int i, j;
+
+	for (;;) {
+		for (i = 0; i < NR_RANDOM_ACCESSES; i++) {
+			j = kvm_random_u32_in_range(&kvm_rng, 0, ARRAY_SIZE(regs) - 1);
+			val = random_value(regs[j].legal);
+			GUEST_ASSERT_GP(wrmsr_safe(regs[j].msr, val), val & ~regs[j].legal);
+			if (is_forced_emulation_enabled)
+				GUEST_ASSERT_GP(wrmsr_safe_fep(regs[j].msr, val),
+						val & ~regs[j].legal);
+
+			GUEST_ASSERT_GP(wrmsr_safe(MSR_SLOTS, kvm_random_u32(&kvm_rng)), false);
+			GUEST_ASSERT_GP(rdmsr_safe(regs[j].msr, &ign), false);
+			GUEST_ASSERT_GP(rdpmc_safe(INTEL_RDPMC_METRICS, &ign), false);
+		}
+		GUEST_SYNC(0);
+	}
+}
+
+/*
+ * Verify that guest and host may access the MSRs in any order, and that nothing
+ * but reserved bits matter.
+ */
+KVM_ONE_VCPU_TEST(perf_metrics, random_accesses, guest_random_accesses)
+{
+	u8 nr_gp = kvm_cpu_property(X86_PROPERTY_PMU_NR_GP_COUNTERS);
+	u8 nr_fixed = kvm_cpu_property(X86_PROPERTY_PMU_NR_FIXED_COUNTERS);
+	const u64 global_bits = GENMASK_ULL(nr_gp - 1, 0) | GENMASK_ULL(32 + nr_fixed - 1, 32) |
+				PERF_METRICS_BIT;
+	u64 fixed_ctrl_bits = 0, val;
+	bool legal;
+	int i, j;
+
+	for (i = 0; i < nr_fixed; i++)
+		fixed_ctrl_bits |= FIXED_PMC_CTRL(i, FIXED_PMC_KERNEL | FIXED_PMC_USER |
+						     FIXED_PMC_ENABLE_PMI);
+
+	vcpu_args_set(vcpu, 2, global_bits, fixed_ctrl_bits);
+
+	for (i = 0; i < 20; i++) {
+		run_vcpu_to_sync(vcpu);
+
+		for (j = 0; j < 20; j++) {
+			val = random_value(metrics_mask);
+			legal = !(val & ~metrics_mask);
+			TEST_ASSERT(_vcpu_set_msr(vcpu, MSR_PERF_METRICS, val) == legal,
+				    "Setting PERF_METRICS to 0x%lx should %s", val,
+				    legal ? "work" : "fail");
+			if (legal)
+				TEST_ASSERT_EQ(vcpu_get_msr(vcpu, MSR_PERF_METRICS), val);
+
+			val = random_value(global_bits);
+			legal = !(val & ~global_bits);
+			TEST_ASSERT(_vcpu_set_msr(vcpu, MSR_CORE_PERF_GLOBAL_CTRL, val) == legal,
+				    "Setting PERF_GLOBAL_CTRL to 0x%lx should %s", val,
+				    legal ? "work" : "fail");
+
+			/* Leave out what isn't an overflow bit. */
+			val = random_value(global_bits) & GENMASK_ULL(61, 0);
+			legal = !(val & ~global_bits);
+			TEST_ASSERT(_vcpu_set_msr(vcpu, MSR_CORE_PERF_GLOBAL_STATUS, val) == legal,
+				    "Setting PERF_GLOBAL_STATUS to 0x%lx should %s", val,
+				    legal ? "work" : "fail");
+		}
+	}
+}
+
 static void l2_guest_code(void)
 {
 	int i;
