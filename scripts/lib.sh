@@ -11,7 +11,7 @@
 # shellcheck disable=SC2034 # used by the scripts that source this file
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-cache=${TOPDOWN_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/kvm-topdown}
+cache=${TOPDOWN_CACHE:-${XDG_CACHE_HOME:-${HOME:?is not set, set it or TOPDOWN_CACHE}/.cache}/kvm-topdown}
 downloads=$cache/downloads
 
 # The base tree: Debian's linux-source, by version and checksum.
@@ -30,6 +30,11 @@ bochs_sha256=78f6c73d4a6472d5130a87ab9dc306d02c7c71ed8e25b3a8ef642e2a7acd282b
 unset GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_OBJECT_DIRECTORY
 export LC_ALL=C
 
+# git must not tidy up a repository of the user's behind our back.
+export GIT_CONFIG_COUNT=2
+export GIT_CONFIG_KEY_0=gc.auto GIT_CONFIG_VALUE_0=0
+export GIT_CONFIG_KEY_1=maintenance.auto GIT_CONFIG_VALUE_1=false
+
 die() {
 	printf 'error: %s\n' "$*" >&2
 	exit 1
@@ -45,6 +50,9 @@ help_if_asked() {
 	esac
 }
 
+case $repo in
+*[[:space:]]*) die "make cannot build in '$repo' (space in the path): move it" ;;
+esac
 case $cache in
 /*) ;;
 *) die "the cache must be an absolute path, not '$cache': set TOPDOWN_CACHE" ;;
@@ -58,7 +66,7 @@ series=${SERIES:-$repo/patches}
 if [ -n "${KDIR:-}" ]; then
 	[ -d "$KDIR" ] || die "KDIR=$KDIR is no directory"
 	KDIR=$(realpath "$KDIR")
-	base_name=$(basename "$KDIR")-$(printf %s "$KDIR" | sha256sum | cut -c1-8)
+	base_name=$(basename "$KDIR" | tr -c 'A-Za-z0-9._\n-' _)-$(printf %s "$KDIR" | sha256sum | cut -c1-8)
 	base_git=$KDIR
 else
 	base_name=linux-$linux_version
@@ -115,20 +123,21 @@ need_space() {
 	[ "$free" -ge "$1" ] || die "$2 needs $1 MiB in $cache, which has $free MiB free: free some or set TOPDOWN_CACHE"
 }
 
-# Only one run at a time changes the cache; children of the holder do not ask.
+# Only one run at a time changes the cache. Children of the holder inherit the
+# lock and do not ask.
 lock_cache() {
 	[ -z "${TOPDOWN_LOCKED:-}" ] || return 0
-	exec {lock_fd}>>"$cache/lock"
-	if ! flock -n "$lock_fd"; then
+	exec {TOPDOWN_LOCKED}>>"$cache/lock"
+	if ! flock -n "$TOPDOWN_LOCKED"; then
 		echo "waiting for another run (pid $(cat "$cache/lock")) that uses $cache" >&2
-		flock "$lock_fd"
+		flock "$TOPDOWN_LOCKED"
 	fi
 	echo $$ >"$cache/lock"
-	export TOPDOWN_LOCKED=1
+	export TOPDOWN_LOCKED
 }
 
 unlock_cache() {
-	exec {lock_fd}>&-
+	exec {TOPDOWN_LOCKED}>&-
 	unset TOPDOWN_LOCKED
 }
 
@@ -164,7 +173,7 @@ end_child() {
 	child=
 }
 trap end_child EXIT
-trap 'exit 130' INT
+trap 'echo " interrupted, run again to go on" >&2; exit 130' INT
 trap 'exit 143' TERM HUP
 
 # stage TITLE COMMAND...: runs it with a line of progress, output in a log.
@@ -196,6 +205,7 @@ stage() {
 	[ -t 1 ] && printf '\r%s' "$line"
 	printf ' %s  log: %s\n' "$(elapsed $((SECONDS - start)))" "$log"
 	[ "$status" = 0 ] || stage_failed "$title" "$log"
+	grep '^note: ' "$log" || true
 }
 
 stage_failed() { # TITLE LOG
