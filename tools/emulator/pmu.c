@@ -385,8 +385,12 @@ static void overflow(struct pmu *pmu, uint64_t status, bool interrupt)
 		return;
 
 	pmu->pmi = true;
-	if (pmu->debugctl & DEBUGCTL_FREEZE_PERFMON && pmu->var->version >= 4)
+	if (pmu->var->version < 4)
+		return;
+	if (pmu->debugctl & DEBUGCTL_FREEZE_PERFMON)
 		pmu->global_status |= STATUS_CTR_FRZ;
+	if (pmu->debugctl & DEBUGCTL_FREEZE_LBRS)
+		pmu->global_status |= STATUS_LBR_FRZ;
 }
 
 static void advance(struct pmu *pmu, uint64_t *counter, uint64_t by, uint64_t status,
@@ -421,6 +425,9 @@ static void count(struct pmu *pmu)
 			if (rings & BIT(r))
 				by += filtered(sel, quantity, now[r]) -
 				      filtered(sel, quantity, pmu->counted[r]);
+		/* Inverted, what took longer than the cycles would count back. */
+		if ((int64_t)by < 0)
+			by = 0;
 		advance(pmu, &pmu->gp[i], by, BIT(i), sel & EVTSEL_INT);
 	}
 

@@ -8,7 +8,7 @@
  * counter shows is a function of the activity reported, never of the moment
  * the model is asked.
  *
- * Facts are taken from design notes "hardware.md" and from the Intel SDM
+ * Facts are taken from the Intel SDM
  * (volume 3 "Performance Monitoring", "Virtual Machine Control Structures";
  * volume 4 "Model-Specific Registers"; volume 2 "CPUID", "RDPMC"); each
  * function names its source.
@@ -162,7 +162,8 @@ void pmu_init(struct pmu *pmu, const struct pmu_variant *var);
  *
  * GLOBAL_CTRL enables the general-purpose counters, all else is 0.  INIT
  * leaves the PMU alone, so there is nothing to call for it.  (SDM volume 3,
- * "Processor State After Reset"; hardware.md, GLOBAL_CTRL.)
+ * "Processor State After Reset" and
+ * "IA32_PERF_GLOBAL_CTRL".)
  */
 void pmu_reset(struct pmu *pmu);
 
@@ -173,7 +174,7 @@ void pmu_reset(struct pmu *pmu);
  * @r: what the CPU model answers; changed in leaves 1 (signature, PDCM on, DS,
  *     DTES64 and DS-CPL off) and 0xA, all others are left alone
  *
- * (SDM volume 2, "CPUID"; hardware.md, CPUID.0xA.)
+ * (SDM volume 2, "CPUID".)
  */
 void pmu_cpuid(const struct pmu *pmu, uint32_t leaf, struct pmu_cpuid *r);
 
@@ -207,7 +208,7 @@ bool pmu_set_ring(struct pmu *pmu, const struct pmu_activity *now, unsigned int 
  * @val: gets the value, if there is one
  *
  * Return: PMU_OK, PMU_GP, or PMU_FOREIGN if @msr is none of the PMU's.
- * (hardware.md, Registers; SDM volume 4.)
+ * (SDM volume 4.)
  */
 enum pmu_result pmu_rdmsr(const struct pmu *pmu, uint32_t msr, uint64_t *val);
 
@@ -218,8 +219,7 @@ enum pmu_result pmu_rdmsr(const struct pmu *pmu, uint32_t msr, uint64_t *val);
  * @val: EDX:EAX
  *
  * Return: PMU_OK, PMU_GP if @val has a reserved bit or @msr is read-only
- * (nothing is changed then), or PMU_FOREIGN.  (hardware.md, Registers; SDM
- * volume 4.)
+ * (nothing is changed then), or PMU_FOREIGN.  (SDM volume 4.)
  */
 enum pmu_result pmu_wrmsr(struct pmu *pmu, uint32_t msr, uint64_t val);
 
@@ -229,7 +229,7 @@ enum pmu_result pmu_wrmsr(struct pmu *pmu, uint32_t msr, uint64_t val);
  * @ecx: bits 31:16 type (0 GP, 0x4000 fixed, 0x2000 PERF_METRICS), 15:0 index
  * @val: gets the value, if there is one
  *
- * Return: PMU_OK or PMU_GP.  (hardware.md, RDPMC; SDM volume 2, "RDPMC".)
+ * Return: PMU_OK or PMU_GP.  (SDM volume 2, "RDPMC".)
  */
 enum pmu_result pmu_rdpmc(const struct pmu *pmu, uint32_t ecx, uint64_t *val);
 
@@ -238,7 +238,7 @@ enum pmu_result pmu_rdpmc(const struct pmu *pmu, uint32_t ecx, uint64_t *val);
  * @pmu: state
  * @val: guest or host field
  *
- * Return: whether @val has no reserved bit.  (hardware.md, VMX; SDM volume 3,
+ * Return: whether @val has no reserved bit.  (SDM volume 3,
  * "Checks on Host Control Registers, MSRs, and SSP", "Checks on Guest Control
  * Registers, Debug Registers, and MSRs".)
  */
