@@ -1169,7 +1169,7 @@ int main(int argc, char *argv[])
 			       !kvm_is_mediated_pmu_enabled() ? "the mediated PMU is off" :
 			       !this_pmu_has(X86_PMU_FEATURE_TOPDOWN_SLOTS_FIXED) ?
 			       "the host doesn't have fixed counter 3" :
-			       "neither the host's PERF_CAPABILITIES nor KVM offers it");
+			       "KVM or the host's PERF_CAPABILITIES lack it");
 	}
 
 	/* Level 2 isn't enumerated, it exists if its bits can be set. */
