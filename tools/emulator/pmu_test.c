@@ -539,43 +539,31 @@ static void test_retired(void)
 
 static void test_events(void)
 {
+	static const enum pmu_act kinds[] = {
+		PMU_STEP, PMU_BRANCH_TAKEN, PMU_BRANCH_NOT_TAKEN, PMU_LOAD, PMU_STORE, PMU_FLUSH
+	};
 	/* what a run of ten with one kind of activity each makes of an event */
 	static const struct {
 		uint64_t event;
-		unsigned int step, taken, not_taken, load, store, flush;
+		unsigned int count[ARRAY_SIZE(kinds)];
 	} table[] = {
-		{ INSTRUCTIONS,	  10, 10, 10, 10, 10, 10 },
-		{ REF_CYCLES,	  10, 10, 10, 10, 10, 10 },
-		{ BRANCHES,	  0, 10, 10, 0, 0, 0 },
-		{ BRANCH_MISSES,  0, 0, 10, 0, 0, 0 },
-		{ ALL_LOADS,	  0, 0, 0, 10, 0, 0 },
-		{ ALL_STORES,	  0, 0, 0, 0, 10, 0 },
-		{ ALL_ACCESSES,	  0, 0, 0, 10, 10, 0 },
-		{ LLC_REFERENCES, 0, 0, 0, 0, 0, 10 },
-		{ LLC_MISSES,	  0, 0, 0, 0, 0, 10 },
+		{ INSTRUCTIONS,	   { 10, 10, 10, 10, 10, 10 } },
+		{ REF_CYCLES,	   { 10, 10, 10, 10, 10, 10 } },
+		{ BRANCHES,	   { 0, 10, 10, 0, 0, 0 } },
+		{ BRANCH_MISSES,   { 0, 0, 10, 0, 0, 0 } },
+		{ ALL_LOADS,	   { 0, 0, 0, 10, 0, 0 } },
+		{ ALL_STORES,	   { 0, 0, 0, 0, 10, 0 } },
+		{ ALL_ACCESSES,	   { 0, 0, 0, 10, 10, 0 } },
+		{ LLC_REFERENCES,  { 0, 0, 0, 0, 0, 10 } },
+		{ LLC_MISSES,	   { 0, 0, 0, 0, 0, 10 } },
 	};
 
 	for (unsigned int i = 0; i < ARRAY_SIZE(table); i++) {
-		uint64_t sel = table[i].event | OS | EN;
-
-		count_event(sel);
-		run(PMU_STEP, 10);
-		check_eq(rd(PMC(0)), table[i].step);
-		count_event(sel);
-		run(PMU_BRANCH_TAKEN, 10);
-		check_eq(rd(PMC(0)), table[i].taken);
-		count_event(sel);
-		run(PMU_BRANCH_NOT_TAKEN, 10);
-		check_eq(rd(PMC(0)), table[i].not_taken);
-		count_event(sel);
-		run(PMU_LOAD, 10);
-		check_eq(rd(PMC(0)), table[i].load);
-		count_event(sel);
-		run(PMU_STORE, 10);
-		check_eq(rd(PMC(0)), table[i].store);
-		count_event(sel);
-		run(PMU_FLUSH, 10);
-		check_eq(rd(PMC(0)), table[i].flush);
+		for (unsigned int k = 0; k < ARRAY_SIZE(kinds); k++) {
+			count_event(table[i].event | OS | EN);
+			run(kinds[k], 10);
+			check_eq(rd(PMC(0)), table[i].count[k]);
+		}
 	}
 }
 
