@@ -161,14 +161,14 @@ static const uint8_t fixed_quantity[PMU_MAX_FIXED] = {
 };
 
 /*
- * How often an ordinary step makes a quantity occur at most, for the next
- * look at a counter; a step that does more makes its PMI late, no worse.
+ * How often an ordinary step, see pmu_next_overflow(), makes a quantity occur
+ * at most; a step that does more makes its PMI late, no worse.
  */
 static const uint8_t max_per_step[PMU_NR_QUANTITIES] = {
 	[PMU_Q_RETIRING]	= 6,	[PMU_Q_BAD_SPECULATION]	= 12,
-	[PMU_Q_FRONTEND_BOUND]	= 7,	[PMU_Q_BACKEND_BOUND]	= 15,
+	[PMU_Q_FRONTEND_BOUND]	= 12,	[PMU_Q_BACKEND_BOUND]	= 16,
 	[PMU_Q_HEAVY_OPS]	= 4,	[PMU_Q_BRANCH_MISPREDICT] = 12,
-	[PMU_Q_FETCH_LATENCY]	= 6,	[PMU_Q_MEMORY_BOUND]	= 10,
+	[PMU_Q_FETCH_LATENCY]	= 10,	[PMU_Q_MEMORY_BOUND]	= 10,
 	[PMU_Q_SLOTS]		= 24,	[PMU_Q_CYCLES]		= 4,
 	[PMU_Q_REF_CYCLES]	= 1,	[PMU_Q_INSTRUCTIONS]	= 1,
 	[PMU_Q_BRANCHES]	= 1,	[PMU_Q_BRANCH_MISSES]	= 1,
@@ -536,13 +536,15 @@ void pmu_report(struct pmu *pmu, const struct pmu_activity *now)
 
 bool pmu_set_ring(struct pmu *pmu, const struct pmu_activity *now, unsigned int cpl)
 {
+	bool sampling = pmu->sampling;	/* before a PMI freezes the counters */
+
 	if (pmu->live) {
 		accumulate(pmu, now);
-		if (pmu->sampling)
+		if (sampling)
 			count(pmu);
 	}
 	pmu->ring = cpl ? RING_USER : RING_OS;
-	return pmu->sampling;
+	return sampling;
 }
 
 static uint64_t read_metrics(const struct pmu *pmu)
@@ -823,7 +825,7 @@ uint64_t pmu_next_overflow(const struct pmu *pmu)
 
 		if (!(gp_rings(pmu, i) & here) || !(pmu->evtsel[i] & EVTSEL_INT))
 			continue;
-		if (pmu->evtsel[i] & EVTSEL_INV)
+		if (pmu->evtsel[i] & EVTSEL_INV && pmu->evtsel[i] >> EVTSEL_CMASK_SHIFT)
 			quantity = PMU_Q_CYCLES;
 		if (quantity != PMU_Q_NONE)
 			next = min_u64(next, steps_until(size - pmu->gp[i], quantity));

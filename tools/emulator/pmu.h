@@ -268,6 +268,8 @@ void pmu_load(struct pmu *pmu, uint32_t msr, uint64_t val);
  * Return: number of steps before which no counter that asks for a PMI
  * overflows in the present ring, at least 1; UINT64_MAX if none can.  It is an
  * estimate on the early side, so the caller asks again after the next report.
+ * Steps of more than four cycles, or of more than one branch, load, store or
+ * REP iteration, may make the PMI late.
  */
 uint64_t pmu_next_overflow(const struct pmu *pmu);
 
