@@ -1085,8 +1085,8 @@ static void l1_guest_code(struct vmx_pages *vmx, struct vmx_msr_entry *msrs, u64
  */
 TEST(nested)
 {
-	struct kvm_vcpu *vcpu;
 	gva_t vmx_pages_gva, msrs_gva;
+	struct kvm_vcpu *vcpu;
 	struct kvm_vm *vm;
 	u64 nr_exits;
 
