@@ -2,7 +2,7 @@
 # Entry points only; the work is done by the scripts they call.
 
 .DEFAULT_GOAL := help
-export TESTS SERIES KDIR CPUS CMDLINE TIMEOUT
+export TESTS SERIES KDIR CPU CPUS CMDLINE TIMEOUT FULL SHARD JOBS LOGS
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -14,6 +14,9 @@ run: ## build the patched kernel, boot it as an emulated Intel host, run its sel
 shell: ## the same, but give a shell in the emulated host
 	@scripts/run --shell
 
+demo: ## perf stat --topdown in a Linux guest, beside the host, with and without the series
+	@scripts/demo
+
 test: ## every gate: series, emulator, scripts, lab
 	@scripts/check
 
@@ -23,4 +26,4 @@ refresh: ## write patches/ from the series checked out in KDIR=/path/to/linux
 clean: ## delete the cache: downloads, trees, builds, logs
 	@scripts/clean
 
-.PHONY: help run shell test refresh clean
+.PHONY: help run shell demo test refresh clean

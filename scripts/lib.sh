@@ -7,6 +7,7 @@
 #                   (default ${XDG_CACHE_HOME:-$HOME/.cache}/kvm-topdown)
 #   KDIR            a kernel git tree to use instead of Debian's Linux source
 #   SERIES          directory of patches (default: patches/), or "none"
+#   LOGS            directory for the logs of this run (default: a new one in the cache)
 
 # shellcheck disable=SC2034 # used by the scripts that source this file
 
@@ -98,9 +99,14 @@ series_commits() {
 	git -C "$(tree_of series)" rev-list --reverse "$(git -C "$base_git" rev-parse HEAD)..HEAD"
 }
 
-# A new directory for the logs of a run; the older ones go.
+# The directory for the logs of a run; of those in the cache the older ones go.
 new_logs() {
-	local logs
+	local logs=${LOGS:-}
+	if [ -n "$logs" ]; then
+		mkdir -p "$logs" || die "LOGS=$logs: no directory can be made there"
+		realpath "$logs"
+		return
+	fi
 	mkdir -p "$cache/logs"
 	find "$cache/logs" -mindepth 1 -maxdepth 1 -type d | sort | head -n -30 | xargs -r rm -rf
 	logs=$(mktemp -d "$cache/logs/$(date +%Y%m%d-%H%M%S)-XXXX")

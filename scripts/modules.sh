@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# shellcheck shell=bash
+# For gates that compile some directories of a kernel, without a vmlinux that modules
+# could be linked for.
+
+# Where the series changes C files.
+directories=(arch/x86/kvm/ arch/x86/events/ virt/kvm/)
+
+# Modules get these in ways of their own, not by EXPORT_SYMBOL(name).
+generated='__this_module|param_(ops|get|set)_.*|__SCT__.*|atomic64_.*'
+
+# What the kernel exports, according to its source, and what was built here does.
+exported() { # TREE BUILD
+	git -C "$1" grep -hF EXPORT_ -- '*.[chS]' "${directories[@]/#/:!}" | grep -oE '\bEXPORT_[A-Z_]*\([a-zA-Z0-9_]+' | cut -d'(' -f2
+	find "${directories[@]/#/$2/}" -name '*.o' -exec nm {} + 2>/dev/null | sed -n 's/.* __export_symbol_//p'
+}
+
+# Fails unless KVM's modules were built, with nothing in them that no one exports.
+# Symbols that vmlinux lacks go unnoticed.
+check_modules() { # NAME TREE BUILD
+	local module missing
+	exported "$2" "$3" | sort -u >"$3/exported"
+	for module in KVM:kvm KVM_INTEL:kvm-intel KVM_AMD:kvm-amd; do
+		grep -q "^CONFIG_${module%:*}=m" "$3/.config" || continue
+		module=${module#*:}
+		[ -s "$3/arch/x86/kvm/$module.o" ] || die "$1: $module was not built"
+		nm -u "$3/arch/x86/kvm/$module.o" | sed 's/.* //' | sort -u >"$3/needed"
+		missing=$(comm -23 "$3/needed" "$3/exported" | grep -vxE "$generated" | tr '\n' ' ') || true
+		[ -z "$missing" ] || die "$1: $module needs what no one exports: $missing"
+	done
+}
