@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# shellcheck shell=dash
+# Sourced by the tests in the emulated host: guests to give commands to, and KTAP.
+
+export PATH=/bin:/usr/bin
+cd /demo || exit
+
+# The guest's initramfs: two archives, one of them of files that are here anyway.
+guest_initramfs() {
+	[ ! -e /tmp/initramfs ] || return 0
+	mkdir -p /tmp/root/bin /tmp/root/dev /tmp/root/proc /tmp/root/sys /tmp/root/tmp
+	cp /bin/busybox /tmp/root/bin
+	cp guest-init /tmp/root/init
+	(cd /tmp/root && find . | cpio -o -H newc) >/tmp/initramfs 2>/dev/null
+	(cd / && cpio -o -H newc <demo/guest-files) >>/tmp/initramfs 2>/dev/null
+	rm -r /tmp/root
+}
+
+fail() {
+	echo "# $*"
+	exit 1
+}
+
+qemu="qemu-system-x86_64 -M q35 -accel kvm -cpu host,migratable=off -m 256 -nodefaults -display none -no-reboot"
+
+# boot_guest NAME [CPU]: on one CPU of the host if that is said. Ready when
+# wait_guest NAME returns, then there are tell, answer, ask and monitor.
+boot_guest() {
+	guest_initramfs
+	mkfifo "/tmp/$1.in" "/tmp/$1.out" "/tmp/$1-monitor.in" "/tmp/$1-monitor.out"
+	# shellcheck disable=SC2086 # words
+	${2:+taskset -c "$2"} $qemu -name "$1,debug-threads=on" -L rom -monitor "pipe:/tmp/$1-monitor" \
+		-serial "file:/tmp/$1.console" -serial "pipe:/tmp/$1" -kernel linux -initrd /tmp/initramfs \
+		-append "console=ttyS0 quiet" >"/tmp/$1.qemu" 2>&1 &
+	echo $! >"/tmp/$1.pid"
+}
+wait_guest() { # NAME
+	answer "$1" || fail "the guest doesn't start: $(
+		tail -n 1 "/tmp/$1.qemu"
+		tail -n 1 "/tmp/$1.console"
+	)"
+}
+start_guest() { # NAME [CPU]
+	boot_guest "$@"
+	wait_guest "$1"
+}
+end_guest() { # NAME
+	kill "$(cat "/tmp/$1.pid")"
+	wait "$(cat "/tmp/$1.pid")"
+	rm /tmp/"$1".* /tmp/"$1"-monitor.*
+}
+
+# The guest's vCPU, a thread of QEMU.
+vcpu() { # NAME
+	grep -l '^CPU 0/KVM$' "/proc/$(cat "/tmp/$1.pid")"/task/*/comm | sed 's,.*/task/,,; s,/.*,,'
+}
+
+# tell GUEST COMMAND, and its output: answer GUEST. Both: ask GUEST COMMAND
+tell() { echo "$2" >"/tmp/$1.in"; }
+answer() {
+	# shellcheck disable=SC3045 # busybox has it
+	while read -r -t 60 line; do
+		case $line in
+		'@done '*) return "${line#@done }" ;;
+		*) printf '%s\n' "$line" ;;
+		esac
+	done <"/tmp/$1.out"
+	return 1
+}
+ask() {
+	tell "$1" "$2"
+	answer "$1"
+}
+
+# A command for QEMU. Its prompt and echo are not of interest, but have to be read.
+monitor() { # NAME COMMAND
+	echo "$2" >"/tmp/$1-monitor.in"
+}
+
+# KTAP
+plan() {
+	echo 'TAP version 13'
+	echo "1..$1"
+	tap_number=0 tap_failed=0
+}
+result() { # STATUS NAME DETAIL
+	tap_number=$((tap_number + 1))
+	if [ "$1" = 0 ]; then
+		echo "ok $tap_number $2 # $3"
+	else
+		echo "not ok $tap_number $2 # $3"
+		tap_failed=1
+	fi
+}
+end() { exit "$tap_failed"; }
+
+# agree RIGHT FOUND POINTS PERCENT: lines of measure. Says how much they differ;
+# true if no metric does by more than so many percentage points, and SLOTS not by
+# more than so many percent.
+agree() {
+	printf '%s\n%s\n' "$1" "$2" | awk -v points="$3" -v percent="$4" '
+		{
+			for (i = 1; i <= NF; i++) {
+				split($i, a, "=")
+				if (NR == 1)
+					right[a[1]] = a[2]
+				else
+					found[a[1]] = a[2]
+			}
+		}
+		END {
+			n = split("retiring bad-spec fe-bound be-bound heavy-ops br-mispredict fetch-lat mem-bound", metrics, " ")
+			for (i = 1; i <= n; i++) {
+				m = metrics[i]
+				if (!(m in right) || !(m in found)) {
+					print m " is missing"
+					exit 1
+				}
+				d = found[m] - right[m]
+				d = d < 0 ? -d : d
+				if (d >= worst) {
+					worst = d
+					name = m
+				}
+			}
+			if (!right["slots"]) {
+				print "nothing measured"
+				exit 1
+			}
+			slots = 100 * (found["slots"] / right["slots"] - 1)
+			printf "%s differs by %.2f points, the others by less; SLOTS by %.4f %%\n", name, worst, slots
+			exit worst > points || slots > percent || slots < -percent
+		}'
+}
