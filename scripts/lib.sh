@@ -31,6 +31,9 @@ bochs_sha256=78f6c73d4a6472d5130a87ab9dc306d02c7c71ed8e25b3a8ef642e2a7acd282b
 unset GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_OBJECT_DIRECTORY
 export LC_ALL=C
 
+# Nor may flags of make, or what a kernel developer exports, change what is built.
+unset MAKEFLAGS MFLAGS GNUMAKEFLAGS MAKELEVEL ARCH CROSS_COMPILE LLVM LLVM_IAS KCFLAGS KAFLAGS KBUILD_OUTPUT KBUILD_VERBOSE
+
 # git must not tidy up a repository of the user's behind our back.
 export GIT_CONFIG_COUNT=2
 export GIT_CONFIG_KEY_0=gc.auto GIT_CONFIG_VALUE_0=0
@@ -59,7 +62,7 @@ case $cache in
 *) die "the cache must be an absolute path, not '$cache': set TOPDOWN_CACHE" ;;
 esac
 case $cache in
-*[[:space:]:]*) die "kbuild cannot build below '$cache' (space or colon in the path): set TOPDOWN_CACHE" ;;
+*[!A-Za-z0-9/._+~@-]*) die "kbuild cannot build below '$cache' (space or special character in the path): set TOPDOWN_CACHE" ;;
 esac
 mkdir -p "$cache" 2>/dev/null || die "cannot write to the cache $cache: set TOPDOWN_CACHE to a directory of yours"
 
@@ -99,10 +102,21 @@ series_commits() {
 	git -C "$(tree_of series)" rev-list --reverse "$(git -C "$base_git" rev-parse HEAD)..HEAD"
 }
 
+# What gates of patches begin with: the series, applied.
+take_series() { # [PATCHES]
+	export SERIES=${1:-${SERIES:-$repo/patches}}
+	[ "$SERIES" != none ] || die "this gate is about patches, and SERIES=none has none"
+	[ -d "$SERIES" ] || die "$SERIES is no directory of patches"
+	SERIES=$(realpath "$SERIES")
+	lock_cache
+	"$repo/scripts/apply"
+}
+
 # The directory for the logs of a run; of those in the cache the older ones go.
 new_logs() {
 	local logs=${LOGS:-}
 	if [ -n "$logs" ]; then
+		case $logs in *[[:space:],]*) die "LOGS=$logs: Bochs takes no space or comma in a path" ;; esac
 		mkdir -p "$logs" || die "LOGS=$logs: no directory can be made there"
 		realpath "$logs"
 		return

@@ -9,6 +9,14 @@ directories=(arch/x86/kvm/ arch/x86/events/ virt/kvm/)
 # Modules get these in ways of their own, not by EXPORT_SYMBOL(name).
 generated='__this_module|param_(ops|get|set)_.*|__SCT__.*|atomic64_.*'
 
+# Fails if the series changes C files that are not built here.
+check_directories() { # TREE
+	local other
+	# shellcheck disable=SC2154 # of lib.sh
+	other=$(git -C "$1" diff --name-only "$(git -C "$base_git" rev-parse HEAD)" HEAD -- '*.c' '*.S' "${directories[@]/#/:!}" ':!tools' ':!samples')
+	[ -z "$other" ] || die "not built by this gate: ${other//$'\n'/ }"
+}
+
 # What the kernel exports, according to its source, and what was built here does.
 exported() { # TREE BUILD
 	git -C "$1" grep -hF EXPORT_ -- '*.[chS]' "${directories[@]/#/:!}" | grep -oE '\bEXPORT_[A-Z_]*\([a-zA-Z0-9_]+' | cut -d'(' -f2
