@@ -8,7 +8,7 @@ help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
 	@echo 'Variables, with examples: scripts/run --help'
 
-run: ## build the patched kernel, boot it as an emulated Intel host, run its selftests
+run: ## build the patched kernel, boot it as an emulated host, run its selftests
 	@scripts/run
 
 shell: ## the same, but give a shell in the emulated host

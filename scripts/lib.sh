@@ -102,6 +102,23 @@ series_commits() {
 	git -C "$(tree_of series)" rev-list --reverse "$(git -C "$base_git" rev-parse HEAD)..HEAD"
 }
 
+# Files that the series changes, as far as options and paths of git diff select them.
+series_files() { # [OPTION...] [-- PATH...]
+	git -C "$(tree_of series)" diff --name-only "$(git -C "$base_git" rev-parse HEAD)" HEAD "$@"
+}
+
+# Boots the lab by a command, which gets a directory for its logs. Fails unless that
+# came to its end, with nothing odd on the console; tests may have failed.
+boot_to_the_end() { # DIRECTORY COMMAND...
+	local directory=$1
+	shift
+	mkdir -p "$directory"
+	rm -f "$directory/results.tap" "$directory/output"
+	LOGS=$directory "$@" | tee "$directory/output" || true
+	grep -qE ' [0-9]+ passed, [0-9]+ failed, [0-9]+ skipped; logs: ' "$directory/output" ||
+		die "this came to no good end, see $directory"
+}
+
 # What gates of patches begin with: the series, applied.
 take_series() { # [PATCHES]
 	export SERIES=${1:-${SERIES:-$repo/patches}}

@@ -10,10 +10,9 @@ directories=(arch/x86/kvm/ arch/x86/events/ virt/kvm/)
 generated='__this_module|param_(ops|get|set)_.*|__SCT__.*|atomic64_.*'
 
 # Fails if the series changes C files that are not built here.
-check_directories() { # TREE
+check_directories() {
 	local other
-	# shellcheck disable=SC2154 # of lib.sh
-	other=$(git -C "$1" diff --name-only "$(git -C "$base_git" rev-parse HEAD)" HEAD -- '*.c' '*.S' "${directories[@]/#/:!}" ':!tools' ':!samples')
+	other=$(series_files -- '*.c' '*.S' "${directories[@]/#/:!}" ':!tools' ':!samples')
 	[ -z "$other" ] || die "not built by this gate: ${other//$'\n'/ }"
 }
 
