@@ -26,6 +26,12 @@ bochs_tar=bochs_3.0+dfsg.orig.tar.xz
 bochs_pool=pool/main/b/bochs/$bochs_tar
 bochs_sha256=78f6c73d4a6472d5130a87ab9dc306d02c7c71ed8e25b3a8ef642e2a7acd282b
 
+# Kbuild demands a sparse that knows __typeof_unqual__, which releases of Debian
+# up to 13 lack.
+sparse_tar=sparse_0.6.5~rc1.orig.tar.gz
+sparse_pool=pool/main/s/sparse/$sparse_tar
+sparse_sha256=3ac8855ec7f3ab92f325be0f64347ccc2b10f8b4d7c2906783ee8e2bdab3f0de
+
 # A caller inside a git hook must not redirect git to its own repository, and
 # messages are parsed, so they must be in English.
 unset GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_OBJECT_DIRECTORY

@@ -16,6 +16,28 @@ check_directories() {
 	[ -z "$other" ] || die "not built by this gate: ${other//$'\n'/ }"
 }
 
+# Configures a build for these options and otherwise the lab's, by a command that
+# calls make for that build.
+configure() { # TREE BUILD MAKE OPTION=VALUE...
+	local tree=$1 build=$2 make=$3
+	shift 3
+	mkdir -p "$build"
+	printf 'CONFIG_%s\n' "$@" >"$build/wanted.config"
+	"$make" tinyconfig
+	# shellcheck disable=SC2154 # $repo is set in lib.sh
+	(cd "$build" && "$tree/scripts/kconfig/merge_config.sh" -m -O "$build" .config \
+		"$repo/arch/x86/configs/kvm_topdown_lab.config" wanted.config)
+	"$make" olddefconfig
+}
+
+# An option that is wanted off is not mentioned, or as "is not set".
+took() { # BUILD OPTION=VALUE
+	case $2 in
+	*=n) ! grep -q "^CONFIG_${2%=n}=" "$1/.config" ;;
+	*) grep -qxF "CONFIG_$2" "$1/.config" ;;
+	esac
+}
+
 # What the kernel exports, according to its source, and what was built here does.
 exported() { # TREE BUILD
 	git -C "$1" grep -hF EXPORT_ -- '*.[chS]' "${directories[@]/#/:!}" | grep -oE '\bEXPORT_[A-Z_]*\([a-zA-Z0-9_]+' | cut -d'(' -f2
