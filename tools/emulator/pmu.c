@@ -128,31 +128,36 @@ static const uint8_t cost[PMU_NR_ACTS][PMU_NR_METRICS] = {
 };
 
 /*
- * Events.  Those with an index are architectural and exist if CPUID.0xA
- * enumerates the index; the others are of these CPU models.
+ * Events.  They exist if CPUID.0xA enumerates the index of an architectural one, or
+ * on CPU models with at least so many metrics as the event came with.
  */
-#define MODEL_SPECIFIC	(-1)
+#define NOT_ARCHITECTURAL	UINT8_MAX
+#define ARCHITECTURAL		UINT8_MAX
+#define ANY_MODEL		0
 
 static const struct {
 	uint8_t event, umask;
-	int8_t index;
+	uint8_t index, nr_metrics;
 	uint8_t quantity;
 } events[] = {
-	{ 0x3c, 0x00,  0, PMU_Q_CYCLES },
-	{ 0xc0, 0x00,  1, PMU_Q_INSTRUCTIONS },
-	{ 0x3c, 0x01,  2, PMU_Q_REF_CYCLES },
-	{ 0x2e, 0x4f,  3, PMU_Q_LLC_REFERENCES },
-	{ 0x2e, 0x41,  4, PMU_Q_LLC_MISSES },
-	{ 0xc4, 0x00,  5, PMU_Q_BRANCHES },
-	{ 0xc5, 0x00,  6, PMU_Q_BRANCH_MISSES },
-	{ 0xa4, 0x01,  7, PMU_Q_SLOTS },
-	{ 0xa4, 0x02,  8, PMU_Q_BACKEND_BOUND },
-	{ 0x73, 0x00,  9, PMU_Q_BAD_SPECULATION },
-	{ 0x9c, 0x01, 10, PMU_Q_FRONTEND_BOUND },
-	{ 0xc2, 0x02, 11, PMU_Q_RETIRING },
-	{ 0xd0, 0x81, MODEL_SPECIFIC, PMU_Q_LOADS },
-	{ 0xd0, 0x82, MODEL_SPECIFIC, PMU_Q_STORES },
-	{ 0xd0, 0x83, MODEL_SPECIFIC, PMU_Q_LOADS_STORES },
+	{ 0x3c, 0x00,  0, ARCHITECTURAL, PMU_Q_CYCLES },
+	{ 0xc0, 0x00,  1, ARCHITECTURAL, PMU_Q_INSTRUCTIONS },
+	{ 0x3c, 0x01,  2, ARCHITECTURAL, PMU_Q_REF_CYCLES },
+	{ 0x2e, 0x4f,  3, ARCHITECTURAL, PMU_Q_LLC_REFERENCES },
+	{ 0x2e, 0x41,  4, ARCHITECTURAL, PMU_Q_LLC_MISSES },
+	{ 0xc4, 0x00,  5, ARCHITECTURAL, PMU_Q_BRANCHES },
+	{ 0xc5, 0x00,  6, ARCHITECTURAL, PMU_Q_BRANCH_MISSES },
+	{ 0xa4, 0x01,  7, ARCHITECTURAL, PMU_Q_SLOTS },
+	{ 0xa4, 0x02,  8, 4, PMU_Q_BACKEND_BOUND },
+	{ 0x73, 0x00,  9, ARCHITECTURAL, PMU_Q_BAD_SPECULATION },
+	{ 0x9c, 0x01, 10, 4, PMU_Q_FRONTEND_BOUND },
+	{ 0xc2, 0x02, 11, 4, PMU_Q_RETIRING },
+	{ 0xa4, 0x04, NOT_ARCHITECTURAL, 8, PMU_Q_BAD_SPECULATION },
+	{ 0xa4, 0x08, NOT_ARCHITECTURAL, 8, PMU_Q_BRANCH_MISPREDICT },
+	{ 0xa4, 0x10, NOT_ARCHITECTURAL, 8, PMU_Q_MEMORY_BOUND },
+	{ 0xd0, 0x81, NOT_ARCHITECTURAL, ANY_MODEL, PMU_Q_LOADS },
+	{ 0xd0, 0x82, NOT_ARCHITECTURAL, ANY_MODEL, PMU_Q_STORES },
+	{ 0xd0, 0x83, NOT_ARCHITECTURAL, ANY_MODEL, PMU_Q_LOADS_STORES },
 };
 
 static const uint8_t fixed_quantity[PMU_MAX_FIXED] = {
@@ -307,7 +312,8 @@ static unsigned int quantity_of(const struct pmu *pmu, uint64_t sel)
 		if (events[i].event != (sel & EVTSEL_EVENT) ||
 		    events[i].umask != (sel & EVTSEL_UMASK) >> 8)
 			continue;
-		if (events[i].index < (int)pmu->var->nr_arch_events)
+		if (events[i].index < pmu->var->nr_arch_events ||
+		    events[i].nr_metrics <= pmu->var->nr_metrics)
 			return events[i].quantity;
 	}
 	return PMU_Q_NONE;
@@ -341,10 +347,10 @@ static void derive(const struct pmu_activity *act, uint64_t q[PMU_NR_QUANTITIES]
 	q[PMU_Q_LOADS_STORES] = act->n[PMU_LOAD] + act->n[PMU_STORE];
 }
 
-/* Slots of one kind come packed; all else happens once in a cycle. */
+/* All but slots happens once in a cycle. */
 static unsigned int per_cycle(unsigned int quantity)
 {
-	return quantity <= PMU_Q_SLOTS ? SLOTS_PER_CYCLE : 1;
+	return quantity == PMU_Q_SLOTS ? SLOTS_PER_CYCLE : 1;
 }
 
 /* Present in every cycle, so that it has no edges. */
@@ -369,6 +375,8 @@ static uint64_t filtered(uint64_t sel, unsigned int quantity, const uint64_t *q)
 		return sel & EVTSEL_INV && cmask && !(sel & EVTSEL_EDGE) ? q[PMU_Q_CYCLES] : 0;
 	if (!cmask && !(sel & EVTSEL_EDGE))
 		return q[quantity];
+	if (quantity < PMU_Q_SLOTS)
+		return 0;	/* how slots spread over cycles isn't modelled */
 
 	cycles = cmask <= per_cycle(quantity) ? q[quantity] / per_cycle(quantity) : 0;
 	if (sel & EVTSEL_EDGE)

@@ -170,8 +170,32 @@ static unsigned int slots_of(const char *slots, char part, char rest)
 }
 
 /*
- * What a general-purpose counter sees of an event in a cycle; @level: the event
- * is there all the time.
+ * Whether an event counts the slots of a kind, and how many there are in a cycle.
+ * Filters make it count nothing.
+ */
+static bool raw_slots(uint64_t sel, const char *slots, unsigned int *n)
+{
+	static const struct {
+		uint16_t event;
+		char part, rest;
+		unsigned int metrics;
+	} raw[] = {
+		{ 0x02c2, 'r', 'R', 4 }, { 0x019c, 'f', 'F', 4 }, { 0x02a4, 'b', 'B', 4 },
+		{ 0x04a4, 's', 'S', 8 }, { 0x08a4, 'S', 'S', 8 }, { 0x10a4, 'B', 'B', 8 },
+	};
+
+	for (unsigned int i = 0; i < ARRAY_SIZE(raw); i++) {
+		if (raw[i].event != (sel & 0xffff) || ref.kind->metrics < raw[i].metrics)
+			continue;
+		*n = sel >> 24 & 0xff || bit(sel, 18) ? 0 : slots_of(slots, raw[i].part, raw[i].rest);
+		return true;
+	}
+	return false;
+}
+
+/*
+ * What a general-purpose counter sees of other events in a cycle; @level: the
+ * event is there all the time.
  */
 static unsigned int occurrences(uint64_t sel, unsigned int what, bool tick, bool *level)
 {
@@ -206,12 +230,14 @@ static unsigned int occurrences(uint64_t sel, unsigned int what, bool tick, bool
 	}
 }
 
-static unsigned int gp_count(uint64_t sel, unsigned int what, bool tick)
+static unsigned int gp_count(uint64_t sel, const char *slots, unsigned int what, bool tick)
 {
 	unsigned int cmask = sel >> 24 & 0xff;
 	bool edge = bit(sel, 18), inv = bit(sel, 23), level;
 	unsigned int n = occurrences(sel, what, tick, &level);
 
+	if (raw_slots(sel, slots, &n))
+		return n;
 	if (edge)
 		return !level && n && n >= cmask;
 	if (!cmask)
@@ -236,7 +262,7 @@ static void cycle(const char *slots, unsigned int what)
 
 	for (unsigned int i = 0; i < NR_GP; i++)
 		if (gp_counts(i))
-			bump(&ref.gp[i], gp_count(ref.evtsel[i], what, tick), i,
+			bump(&ref.gp[i], gp_count(ref.evtsel[i], slots, what, tick), i,
 			     bit(ref.evtsel[i], 20));
 
 	for (unsigned int i = 0; i < NR_FIXED; i++) {
@@ -708,7 +734,7 @@ static uint64_t plausible(uint32_t msr)
 {
 	static const uint16_t events[] = {
 		0x003c, 0x00c0, 0x013c, 0x4f2e, 0x412e, 0x00c4, 0x00c5, 0x01a4, 0x81d0, 0x82d0,
-		0x83d0, 0x02a4, 0x0073, 0x019c, 0x02c2, 0x0000,
+		0x83d0, 0x02a4, 0x04a4, 0x08a4, 0x10a4, 0x0073, 0x019c, 0x02c2, 0x0000,
 	};
 	static const uint8_t cmasks[] = { 0, 0, 0, 0, 1, 1, 2, 6, 7, 255 };
 	uint64_t val;

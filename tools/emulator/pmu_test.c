@@ -50,6 +50,12 @@
 #define ALL_LOADS	0x81d0
 #define ALL_STORES	0x82d0
 #define ALL_ACCESSES	0x83d0
+#define RETIRING	0x02c2
+#define FRONTEND_BOUND	0x019c
+#define BACKEND_BOUND	0x02a4
+#define BAD_SPECULATION	0x04a4
+#define MISPREDICTS	0x08a4
+#define MEMORY_BOUND	0x10a4
 
 static const char *const names[] = { "spr", "icl", "skx", "ecore" };
 
@@ -164,6 +170,13 @@ static void count_event(uint64_t event)
 	wr(PMC(0), 0);
 	wr(EVTSEL(0), event);
 	wr(GLOBAL_CTRL, BIT(0));
+}
+
+static uint64_t counted(uint64_t sel, enum pmu_act what, unsigned int n)
+{
+	count_event(sel | OS | EN);
+	run(what, n);
+	return rd(PMC(0));
 }
 
 /* SLOTS and PERF_METRICS from zero, in both rings. */
@@ -568,16 +581,64 @@ static void test_events(void)
 	}
 }
 
+/* The events that count what PERF_METRICS has fractions of. */
+static void test_topdown_events(void)
+{
+	static const struct {
+		uint64_t event;
+		unsigned int metric;
+	} raw[] = {
+		{ RETIRING, 0 }, { BAD_SPECULATION, 1 }, { FRONTEND_BOUND, 2 }, { BACKEND_BOUND, 3 },
+		{ MISPREDICTS, 5 }, { MEMORY_BOUND, 7 },
+	};
+
+	for (unsigned int i = 0; i < ARRAY_SIZE(raw); i++) {
+		for (enum pmu_act a = PMU_STEP; a < PMU_NR_ACTS; a++) {
+			uint64_t slots, product;
+
+			start_topdown();
+			wr(PMC(0), 0);
+			wr(EVTSEL(0), raw[i].event | OS | USR | EN);
+			wr(GLOBAL_CTRL, BIT(0) | BIT(35) | BIT(48));
+			run(a, 255);
+			/* The fraction is rounded. */
+			slots = rd(FIXED(3));
+			product = slots * (rd(METRICS) >> 8 * raw[i].metric & 0xff);
+			check(product + slots / 2 >= rd(PMC(0)) * 255);
+			check(product <= rd(PMC(0)) * 255 + slots / 2);
+		}
+		/* How slots spread over cycles isn't modelled. */
+		check_eq(counted(raw[i].event | CMASK(1), PMU_STEP, 10), 0);
+		check_eq(counted(raw[i].event | EDGE, PMU_STEP, 10), 0);
+	}
+}
+
+/* CPUs without PERF_METRICS lack them, those with level 1 alone have no others. */
+static void test_topdown_events_of_others(void)
+{
+	for (unsigned int v = 1; v < NR_VARIANTS; v++) {
+		memset(&act, 0, sizeof(act));
+		pmu_init(&pmu, pmu_variant_by_name(names[v]));
+		check_eq(!!counted(RETIRING, PMU_STEP, 10), expected[v].metrics >= 4);
+		check_eq(!!counted(FRONTEND_BOUND, PMU_STEP, 10), expected[v].metrics >= 4);
+		check_eq(!!counted(BACKEND_BOUND, PMU_STEP, 10), expected[v].metrics >= 4);
+		check_eq(counted(BAD_SPECULATION, PMU_ABORTED, 10), 0);
+		check_eq(counted(MISPREDICTS, PMU_BRANCH_NOT_TAKEN, 10), 0);
+		check_eq(counted(MEMORY_BOUND, PMU_LOAD, 10), 0);
+	}
+}
+
 static void test_unknown_events(void)
 {
 	for (unsigned int event = 0; event < 0x10000; event++) {
 		switch (event) {
 		case CYCLES: case INSTRUCTIONS: case REF_CYCLES: case LLC_REFERENCES:
 		case LLC_MISSES: case BRANCHES: case BRANCH_MISSES: case SLOTS:
-		case ALL_LOADS: case ALL_STORES: case ALL_ACCESSES:
+		case ALL_LOADS: case ALL_STORES: case ALL_ACCESSES: case RETIRING:
+		case FRONTEND_BOUND: case BACKEND_BOUND: case BAD_SPECULATION:
+		case MISPREDICTS: case MEMORY_BOUND:
 			continue;
 		}
-		/* Those of topdown are not enumerated by CPUID.0xA here. */
 		wr(EVTSEL(0), event | OS | EN);
 		for (enum pmu_act a = PMU_STEP; a < PMU_NR_ACTS; a++)
 			run(a, 3);
@@ -849,13 +910,6 @@ static void test_enables(void)
 		run(PMU_STEP, 10);
 		check_eq(rd(FIXED(i)), 0);
 	}
-}
-
-static uint64_t counted(uint64_t sel, enum pmu_act what, unsigned int n)
-{
-	count_event(sel | OS | EN);
-	run(what, n);
-	return rd(PMC(0));
 }
 
 static void test_filters(void)
@@ -1540,6 +1594,8 @@ static const struct {
 	{ "variants by name and model", test_variants },
 	{ "instructions retired", test_retired },
 	{ "events are functions of their activity", test_events },
+	{ "topdown events count what PERF_METRICS has fractions of", test_topdown_events },
+	{ "other CPUs have fewer topdown events", test_topdown_events_of_others },
 	{ "unknown events count nothing", test_unknown_events },
 	{ "fixed counters count like their events", test_fixed_quantities },
 	{ "cycles and slots are what activity costs", test_cost },
