@@ -318,20 +318,25 @@ static void branch_workload(void)
 	}
 }
 
-/* Loads, each of which depends on the previous load, and some miss all caches. */
-static void load_workload(void)
+/* Loads, each of which depends on the previous load, the first misses all caches. */
+static void dependent_loads(void)
 {
 	static void *self;
 	void **p = &self;
-	int i;
 
 	self = &self;
-	for (i = 0; i < NR_LOOPS; i += 10) {
-		asm volatile("clflush %0" : "+m"(self));
-		asm volatile(".rept 16\n\t"
-			     "mov (%0), %0\n\t"
-			     ".endr" : "+r"(p) :: "memory");
-	}
+	asm volatile("clflush %0" : "+m"(self));
+	asm volatile(".rept 16\n\t"
+		     "mov (%0), %0\n\t"
+		     ".endr" : "+r"(p) :: "memory");
+}
+
+static void load_workload(void)
+{
+	int i;
+
+	for (i = 0; i < NR_LOOPS; i += 10)
+		dependent_loads();
 }
 
 /* Counts from zero, and returns PERF_METRICS. */
@@ -408,6 +413,52 @@ static void guest_counting(void)
 
 /* Verify the metrics make sense, and count if and only if they are enabled. */
 KVM_ONE_VCPU_TEST(perf_metrics, counting, guest_counting)
+{
+	run_vcpu_to_done(vcpu);
+}
+
+/* Exit, but not to userspace. */
+static void exit_to_kvm(void)
+{
+	u32 eax, ebx, ecx, edx;
+
+	cpuid(0, &eax, &ebx, &ecx, &edx);
+}
+
+/* Count branches, then go on with loads, return by how much the latter matter. */
+static int guest_count_phases(bool exit_often)
+{
+	const u64 enable = SLOTS_ENABLE | PERF_METRICS_BIT;
+	u64 branches = guest_count(branch_workload, SLOTS_OS, enable);
+	int i;
+
+	wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, enable);
+	for (i = 0; i < NR_LOOPS; i += 10) {
+		dependent_loads();
+		if (exit_often)
+			exit_to_kvm();
+	}
+	wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, 0);
+
+	return metric(rdmsr(MSR_PERF_METRICS), BACKEND_BOUND) - metric(branches, BACKEND_BOUND);
+}
+
+static void guest_frequent_exits(void)
+{
+	int without = guest_count_phases(false), with = guest_count_phases(true);
+
+	__GUEST_ASSERT(without >= 8, "Loads should stall the backend, change = %d", without);
+	__GUEST_ASSERT(with >= without / 2,
+		       "Exits hide %d of a change of %d", without - with, without);
+	GUEST_DONE();
+}
+
+/*
+ * Verify changes that are too small to make a difference between any two exits
+ * do add up, i.e. that KVM doesn't save and restore, and thereby round, the metrics
+ * for the sake of exits that it handles right away.
+ */
+KVM_ONE_VCPU_TEST(perf_metrics, frequent_exits, guest_frequent_exits)
 {
 	run_vcpu_to_done(vcpu);
 }
@@ -637,15 +688,19 @@ static void guest_context_switch(u64 slots, u64 metrics)
 	for (i = 0; i < NR_SWITCHES; i++) {
 		GUEST_SYNC(i);
 		assert_topdown(slots, metrics);
+		exit_to_kvm();
+		assert_topdown(slots, metrics);
 	}
 	GUEST_DONE();
 }
 
 /* Make PERF_METRICS read as '0', even though its internal counts aren't. */
-static void guest_hidden_counts(u64 slots)
+static void guest_hidden_counts(u64 slots, bool exit)
 {
 	for (;;) {
 		write_topdown(SLOTS_A, METRICS_A);
+		if (exit)
+			exit_to_kvm();
 		wrmsr(MSR_SLOTS, slots);
 		GUEST_SYNC(0);
 	}
@@ -689,8 +744,8 @@ static void guest_count_from_zero(void)
 	}
 }
 
-/* Read the host's PERF_METRICS, return false if that's not possible. */
-static bool read_host_perf_metrics(int cpu, u64 *metrics)
+/* Read an MSR of the host, return false if that's not possible. */
+static bool read_host_msr(int cpu, u32 msr, u64 *val)
 {
 	char path[32];
 	ssize_t r;
@@ -701,9 +756,19 @@ static bool read_host_perf_metrics(int cpu, u64 *metrics)
 	if (fd < 0)
 		return false;
 
-	r = pread(fd, metrics, sizeof(*metrics), MSR_PERF_METRICS);
+	r = pread(fd, val, sizeof(*val), msr);
 	close(fd);
-	return r == sizeof(*metrics);
+	return r == sizeof(*val);
+}
+
+static void assert_host_is_clean(int cpu)
+{
+	u64 val;
+
+	if (read_host_msr(cpu, MSR_PERF_METRICS, &val))
+		TEST_ASSERT_EQ(val, 0);
+	if (read_host_msr(cpu, MSR_SLOTS, &val))
+		TEST_ASSERT_EQ(val, 0);
 }
 
 /*
@@ -713,42 +778,50 @@ static bool read_host_perf_metrics(int cpu, u64 *metrics)
  */
 TEST(context_switch)
 {
-	struct kvm_vcpu *a, *b, *bystander, *hidden[2], *counting;
-	struct kvm_vm *vms[6];
+	struct kvm_vcpu *a, *b, *bystander, *hidden[3], *counting;
+	struct kvm_vm *vms[7];
 	bool check_host;
 	cpu_set_t cpus;
-	u64 metrics;
 	int i, cpu;
+	u64 val;
 
 	vms[0] = vm_create_with_one_vcpu(&a, guest_context_switch);
 	vms[1] = vm_create_with_one_vcpu(&b, guest_context_switch);
 	vms[2] = vm_create_with_one_vcpu(&bystander, guest_bystander);
 	vms[3] = vm_create_with_one_vcpu(&hidden[0], guest_hidden_counts);
 	vms[4] = vm_create_with_one_vcpu(&hidden[1], guest_hidden_counts);
-	vms[5] = vm_create_with_one_vcpu(&counting, guest_count_from_zero);
+	vms[5] = vm_create_with_one_vcpu(&hidden[2], guest_hidden_counts);
+	vms[6] = vm_create_with_one_vcpu(&counting, guest_count_from_zero);
 	vcpu_args_set(a, 2, SLOTS_A, METRICS_A);
 	vcpu_args_set(b, 2, SLOTS_B, METRICS_B);
-	vcpu_args_set(hidden[0], 1, BIT_ULL(47));
-	vcpu_args_set(hidden[1], 1, 0);
+	vcpu_args_set(hidden[0], 2, BIT_ULL(47), false);
+	vcpu_args_set(hidden[1], 2, 0, true);
+	vcpu_args_set(hidden[2], 2, 0, false);
 
 	TEST_ASSERT(!sched_getaffinity(0, sizeof(cpus), &cpus), "sched_getaffinity() failed");
 	cpu = pin_self_to_any_cpu();
 
-	check_host = read_host_perf_metrics(cpu, &metrics) && !metrics;
+	check_host = read_host_msr(cpu, MSR_CORE_PERF_FIXED_CTR_CTRL, &val) &&
+		     !(val & FIXED_PMC_CTRL(SLOTS_IDX, 0xf));
 	if (!check_host)
-		TH_LOG("Can't read the host's PERF_METRICS, or it is in use");
+		TH_LOG("Can't read the host's MSRs, or fixed counter 3 is in use");
 
 	for (i = 0; i < NR_SWITCHES; i++) {
 		run_vcpu_to_sync(a);
-		if (check_host && read_host_perf_metrics(cpu, &metrics))
-			TEST_ASSERT_EQ(metrics, 0);
+		if (check_host)
+			assert_host_is_clean(cpu);
 		run_vcpu_to_sync(bystander);
 
 		run_vcpu_to_sync(b);
 		run_vcpu_to_sync(hidden[0]);
+		if (check_host)
+			assert_host_is_clean(cpu);
 		run_vcpu_to_sync(bystander);
 
 		run_vcpu_to_sync(hidden[1]);
+		run_vcpu_to_sync(bystander);
+
+		run_vcpu_to_sync(hidden[2]);
 		run_vcpu_to_sync(counting);
 
 		if (i < NR_SWITCHES / 2)
@@ -786,13 +859,13 @@ static int open_host_event(u64 config, int group_fd)
  */
 TEST(host_perf_events)
 {
-	struct kvm_vcpu *vcpu, *bystander;
-	struct kvm_vm *vms[2];
+	struct kvm_vcpu *vcpu, *bystander, *full;
+	struct kvm_vm *vms[3];
 	struct {
 		u64 nr;
 		u64 slots;
 		u64 metrics[NR_LEVEL1_METRICS];
-	} group;
+	} group = {};
 	int fds[1 + NR_LEVEL1_METRICS];
 	u64 sum = 0;
 	int i, fd;
@@ -804,12 +877,22 @@ TEST(host_perf_events)
 
 	vms[0] = vm_create_with_one_vcpu(&vcpu, guest_context_switch);
 	vms[1] = vm_create_with_one_vcpu(&bystander, guest_bystander);
+	vms[2] = vm_create_with_one_vcpu(&full, guest_context_switch);
 	vcpu_args_set(vcpu, 2, SLOTS_A, METRICS_A);
+
+	/* All counts are about to overflow, and must not do so in the host. */
+	vcpu_args_set(full, 2, GENMASK_ULL(47, 0), ~0ull);
 
 	for (i = 0; i < NR_SWITCHES / 2; i++) {
 		run_vcpu_to_sync(bystander);
 		run_vcpu_to_sync(vcpu);
+		run_vcpu_to_sync(full);
 	}
+
+	/* Changing the counter would look like it had almost wrapped around. */
+	TEST_ASSERT(read(fd, &group, sizeof(group)) > 0, "Reading the host's SLOTS failed");
+	TEST_ASSERT(group.slots && group.slots < BIT_ULL(44),
+		    "The host's SLOTS can't be %lu", group.slots);
 	close(fd);
 
 	fds[0] = open_host_event(0x0400, -1);
