@@ -2,7 +2,7 @@
 # Entry points only; the work is done by the scripts they call.
 
 .DEFAULT_GOAL := help
-export TESTS SERIES KDIR CPU CPUS CMDLINE TIMEOUT FULL SHARD JOBS LOGS
+export TESTS SERIES KDIR CPU CPUS CMDLINE TIMEOUT FULL SHARD JOBS LOGS DEMO CHECK
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -20,10 +20,13 @@ demo: ## perf stat --topdown in a Linux guest, beside the host, with and without
 test: ## every gate: series, emulator, scripts, lab
 	@scripts/check
 
+report: ## one HTML page of what make demo and make test have found
+	@scripts/report
+
 refresh: ## write patches/ from the series checked out in KDIR=/path/to/linux
 	@scripts/refresh-patches "$(KDIR)"
 
 clean: ## delete the cache: downloads, trees, builds, logs
 	@scripts/clean
 
-.PHONY: help run shell demo test refresh clean
+.PHONY: help run shell demo test report refresh clean
