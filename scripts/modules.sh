@@ -40,7 +40,10 @@ took() { # BUILD OPTION=VALUE
 
 # What the kernel exports, according to its source, and what was built here does.
 exported() { # TREE BUILD
-	git -C "$1" grep -hF EXPORT_ -- '*.[chS]' "${directories[@]/#/:!}" | grep -oE '\bEXPORT_[A-Z_]*\([a-zA-Z0-9_]+' | cut -d'(' -f2
+	{
+		git -C "$1" grep -hF EXPORT_ -- '*.[chS]' ':!arch/' "${directories[@]/#/:!}"
+		git -C "$1" grep -hF EXPORT_ -- 'arch/x86/*.[chS]' "${directories[@]/#/:!}"
+	} | grep -oE '\bEXPORT_[A-Z_]*\([a-zA-Z0-9_]+' | cut -d'(' -f2
 	find "${directories[@]/#/$2/}" -name '*.o' -exec nm {} + 2>/dev/null | sed -n 's/.* __export_symbol_//p'
 }
 
