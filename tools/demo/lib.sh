@@ -94,7 +94,8 @@ result() { # STATUS NAME DETAIL
 }
 end() { exit "$tap_failed"; }
 
-# agree RIGHT FOUND POINTS PERCENT: lines of measure. Says how much they differ;
+# agree RIGHT FOUND POINTS PERCENT: lines of measure. Both have to make sense: level 1
+# adds up to 100 %, level 2 is part of it, and nothing was multiplexed. Says how much they differ;
 # true if no metric does by more than so many percentage points, and SLOTS not by
 # more than so many percent.
 # A unit of PERF_METRICS is 0.4 points. KVM rounds to it when it schedules the vCPU
@@ -103,6 +104,7 @@ end() { exit "$tap_failed"; }
 agree() {
 	printf '%s\n%s\n' "$1" "$2" | awk -v points="$3" -v percent="$4" '
 		{
+			lines = lines " " $0
 			for (i = 1; i <= NF; i++) {
 				split($i, a, "=")
 				if (NR == 1)
@@ -110,6 +112,14 @@ agree() {
 				else
 					found[a[1]] = a[2]
 			}
+		}
+		function sensible(of,   sum, i) {
+			for (i = 1; i <= 4; i++) {
+				sum += of[metrics[i]]
+				if (of[metrics[i + 4]] > of[metrics[i]] + 0.5)
+					return 0
+			}
+			return sum > 98 && sum < 102 && (!("running" in of) || of["running"] == 100)
 		}
 		END {
 			n = split("retiring bad-spec fe-bound be-bound heavy-ops br-mispredict fetch-lat mem-bound", metrics, " ")
@@ -126,8 +136,8 @@ agree() {
 					name = m
 				}
 			}
-			if (!right["slots"]) {
-				print "nothing measured"
+			if (!right["slots"] || !sensible(right) || !sensible(found)) {
+				print "makes no sense:", lines
 				exit 1
 			}
 			slots = 100 * (found["slots"] / right["slots"] - 1)
