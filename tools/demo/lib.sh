@@ -95,12 +95,9 @@ result() { # STATUS NAME DETAIL
 end() { exit "$tap_failed"; }
 
 # agree RIGHT FOUND POINTS PERCENT: lines of measure. Both have to make sense: level 1
-# adds up to 100 %, level 2 is part of it, and nothing was multiplexed. Says how much they differ;
-# true if no metric does by more than so many percentage points, and SLOTS not by
-# more than so many percent.
-# A unit of PERF_METRICS is 0.4 points. KVM rounds to it when it schedules the vCPU
-# out, so tests that make it do so many times allow for 2 points instead of 1; the
-# workloads differ by tens of them.
+# adds up to 100 %, level 2 is part of it, and nothing was multiplexed. Says how much
+# they differ; true if no metric does by more than so many percentage points, and
+# SLOTS not by more than so many percent.
 agree() {
 	printf '%s\n%s\n' "$1" "$2" | awk -v points="$3" -v percent="$4" '
 		{
