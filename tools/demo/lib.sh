@@ -50,6 +50,14 @@ end_guest() { # NAME
 	rm /tmp/"$1".* /tmp/"$1"-monitor.*
 }
 
+# What a test leaves behind when it fails would disturb the next one.
+end_guests() {
+	for running in /tmp/*.pid; do
+		[ ! -e "$running" ] || end_guest "$(basename "$running" .pid)"
+	done
+}
+trap end_guests EXIT
+
 # The guest's vCPU, a thread of QEMU.
 vcpu() { # NAME
 	grep -l '^CPU 0/KVM$' "/proc/$(cat "/tmp/$1.pid")"/task/*/comm | sed 's,.*/task/,,; s,/.*,,'
