@@ -123,6 +123,13 @@ boot_to_the_end() { # DIRECTORY COMMAND...
 	LOGS=$directory "$@" | tee "$directory/output" || true
 	grep -qE ' [0-9]+ passed, [0-9]+ failed, [0-9]+ skipped; logs: ' "$directory/output" ||
 		die "this came to no good end, see $directory"
+	awk '
+		/^1\.\./ { plan = substr($0, 4) }
+		/^ok / { results++ }
+		/^not ok / { results++; failed++ }
+		/^# Totals: / { sub(/.* fail:/, ""); said = $1 }
+		END { exit !(plan > 0 && results == plan && failed + 0 == said) }' "$directory/results.tap" ||
+		die "results are missing in $directory/results.tap"
 }
 
 # What gates of patches begin with: the series, applied.
@@ -145,7 +152,7 @@ new_logs() {
 		return
 	fi
 	mkdir -p "$cache/logs"
-	find "$cache/logs" -mindepth 1 -maxdepth 1 -type d | sort | head -n -30 | xargs -r rm -rf
+	find "$cache/logs" -mindepth 1 -maxdepth 1 -type d -mmin +1440 | sort | head -n -30 | xargs -r rm -rf
 	logs=$(mktemp -d "$cache/logs/$(date +%Y%m%d-%H%M%S)-XXXX")
 	ln -sfn "$(basename "$logs")" "$cache/logs/latest"
 	echo "$logs"
