@@ -116,7 +116,7 @@ result() { # STATUS NAME DETAIL
 }
 end() { exit "$tap_failed"; }
 
-# tolerance WORKLOAD POINTS: what to allow where a vCPU is scheduled out again and again.
+# tolerance WORKLOAD POINTS: what to allow where a vCPU is scheduled out some dozen times.
 # Hardware takes PERF_METRICS back in units of 1/255 of all that was counted, so a change
 # of less than half a unit since the last time is lost, as those between phases are.
 tolerance() { [ "$1" = phases ] && echo 5 || echo "$2"; }
