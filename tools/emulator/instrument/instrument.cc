@@ -13,16 +13,27 @@
 /* Ticks until the next look at a core that does not move, e.g. in HLT. */
 #define IDLE_TICKS 1000
 
+static FILE *round_trips;
+
 void bx_pmu_c::init(BX_CPU_C *_cpu)
 {
-	const char *name = getenv("BOCHS_PMU");
+	const char *name;
 	const struct pmu_variant *var;
 
 	cpu = _cpu;
 	cpl = 0;
 	memset(&activity, 0, sizeof(activity));
 	memset(&pmu, 0, sizeof(pmu));
+	memset(&round_trip, 0, sizeof(round_trip));
 
+	name = getenv("BOCHS_ROUND_TRIPS");
+	if (name && !round_trips) {
+		round_trips = fopen(name, "w");
+		if (!round_trips)
+			BX_PANIC(("BOCHS_ROUND_TRIPS: cannot write to '%s'", name));
+	}
+
+	name = getenv("BOCHS_PMU");
 	var = name ? pmu_variant_by_name(name) : pmu_variant_by_model(cpu->cpuid->get_name());
 	if (name && !var && strcmp(name, "none"))
 		BX_PANIC(("BOCHS_PMU: no PMU is called '%s'", name));
@@ -103,6 +114,7 @@ bool bx_pmu_c::rdpmc(Bit32u ecx, Bit64u *val)
 {
 	uint64_t v;
 
+	round_trip.rdpmc += !cpu->in_vmx_guest;
 	sync();
 	if (pmu_rdpmc(&pmu, ecx, &v) != PMU_OK)
 		return false;
@@ -145,9 +157,31 @@ void bx_pmu_c::leave_ring(unsigned from)
 	enter_ring(to);
 }
 
+Bit64u bx_pmu_c::retired(void) const
+{
+	return cpu->get_icount() - activity.n[PMU_CONTINUED] - activity.n[PMU_ABORTED];
+}
+
+/* The list of MSRs that VM-Entry loads comes after vmenter(). */
+void bx_pmu_c::vmexit(Bit32u reason)
+{
+	if (round_trips && round_trip.done)
+		fprintf(round_trips, "%u %llu %llu %llu\n", round_trip.reason,
+			(unsigned long long)round_trip.instructions,
+			(unsigned long long)round_trip.wrmsr,
+			(unsigned long long)round_trip.rdpmc);
+	round_trip.reason = reason & 0xffff;
+	round_trip.done = false;
+	round_trip.instructions = retired();
+	round_trip.wrmsr = 0;
+	round_trip.rdpmc = 0;
+}
+
 void bx_pmu_c::vmenter(void)
 {
 	activity.n[PMU_CONTINUED]--;
+	round_trip.instructions = retired() - round_trip.instructions;
+	round_trip.done = true;
 	if (present())
 		sync();
 }

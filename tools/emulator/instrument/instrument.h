@@ -59,6 +59,13 @@ public:
 	bool valid_global_ctrl(Bit64u val) const { return pmu_global_ctrl_valid(&pmu, val); }
 	bool valid_debugctl(Bit64u val) const { return !present() || pmu_debugctl_valid(&pmu, val); }
 
+	/* What the host does from a VM-Exit to the next VM-Entry is written to
+	 * the file that BOCHS_ROUND_TRIPS names, if it names one: exit reason,
+	 * instructions, WRMSRs (those of VMX's lists, too) and RDPMCs.
+	 */
+	void count_wrmsr(bool in_guest) { round_trip.wrmsr += !in_guest; }
+	void vmexit(Bit32u reason);
+
 	/* VM-Entry succeeds: VMLAUNCH or VMRESUME retires in the host.  The
 	 * core steps once more behind it, which is then no instruction.
 	 */
@@ -75,7 +82,13 @@ private:
 	int timer;
 	bool timer_active;
 	Bit64u armed_at;
+	struct {
+		Bit32u reason;
+		bool done;
+		Bit64u instructions, wrmsr, rdpmc;
+	} round_trip;
 
+	Bit64u retired(void) const;
 	void sync(void);
 	void change_cpl(unsigned to);
 	void enter_ring(unsigned to);
@@ -101,6 +114,10 @@ private:
 	BX_PMU_COUNT(BX_CPU_THIS, PMU_BRANCH_TAKEN)
 #define BX_INSTR_FAR_BRANCH(cpu_id, what, prev_cs, prev_eip, new_cs, new_eip) \
 	BX_CPU_THIS_PTR pmu.far_branch((prev_cs) & 3, (new_cs) & 3)
+#define BX_INSTR_WRMSR(cpu_id, addr, value)	\
+	BX_CPU_THIS_PTR pmu.count_wrmsr(BX_CPU_THIS_PTR in_vmx_guest)
+#define BX_INSTR_VMEXIT(cpu_id, reason, qualification) \
+	BX_CPU_THIS_PTR pmu.vmexit(reason)
 #define BX_INSTR_CLFLUSH(cpu_id, laddr, paddr)	BX_PMU_COUNT(BX_CPU_THIS, PMU_FLUSH)
 #define BX_INSTR_REPEAT_ITERATION(cpu_id, i)	BX_PMU_COUNT(BX_CPU_THIS, PMU_REP)
 /* A read for a later write is BX_RW here, and the write comes by itself. */
@@ -129,7 +146,5 @@ private:
 #define BX_INSTR_INP(addr, len)
 #define BX_INSTR_INP2(addr, len, val)
 #define BX_INSTR_OUTP(addr, len, val)
-#define BX_INSTR_WRMSR(cpu_id, addr, value)
-#define BX_INSTR_VMEXIT(cpu_id, reason, qualification)
 
 #endif
