@@ -2,7 +2,7 @@
 # Entry points only; the work is done by the scripts they call.
 
 .DEFAULT_GOAL := help
-export TESTS SERIES KDIR CPU CPUS CMDLINE TIMEOUT FULL SHARD JOBS LOGS DEMO GATES
+export TESTS SERIES KDIR KERNEL CPU CPUS CMDLINE TIMEOUT FULL SHARD JOBS LOGS DEMO GATES
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 16

@@ -7,6 +7,7 @@
 #                   (default ${XDG_CACHE_HOME:-$HOME/.cache}/kvm-topdown)
 #   KDIR            a kernel git tree to use instead of Debian's Linux source
 #   SERIES          directory of patches (default: patches/), or "none"
+#   KERNEL          "debug": with KASAN, lockdep and other checks, where a WARN is a panic
 #   LOGS            directory for the logs of this run (default: a new one in the cache)
 
 # shellcheck disable=SC2034 # used by the scripts that source this file
@@ -83,12 +84,16 @@ else
 	base_git=$cache/$base_name.git
 fi
 work=$cache/work/$base_name
+case ${KERNEL:-} in
+'' | debug) ;;
+*) die "KERNEL=$KERNEL: there is only 'debug', or leave it out" ;;
+esac
 
 # The tree, build and selftests of one kind of kernel: "base" or "series".
 kind=series
 [ "$series" != none ] || kind=base
 tree_of() { echo "$work/$1/kvm-topdown-$1"; }
-build_of() { echo "$work/$1/build"; }
+build_of() { echo "$work/$1/build${KERNEL:+-$KERNEL}"; }
 selftests_of() { echo "$work/$1/selftests"; }
 
 # The selftests run on a base kernel too, so they come from the patched tree,
@@ -122,7 +127,7 @@ boot_to_the_end() { # DIRECTORY COMMAND...
 	rm -f "$directory/results.tap" "$directory/output"
 	LOGS=$directory "$@" | tee "$directory/output" || true
 	grep -qE ' [0-9]+ passed, [0-9]+ failed, [0-9]+ skipped; logs: ' "$directory/output" ||
-		die "this came to no good end, see $directory"
+		die "this came to no good end, see $directory$(sed -n '/^trouble on the console/{n;s/^/: /p}' "$directory/output")"
 	awk '
 		/^1\.\./ { plan = substr($0, 4) }
 		/^ok / { results++ }
