@@ -694,16 +694,37 @@ static void guest_context_switch(u64 slots, u64 metrics)
 	GUEST_DONE();
 }
 
-/* Make PERF_METRICS read as '0', even though its internal counts aren't. */
-static void guest_hidden_counts(u64 slots, bool exit)
+enum exit_kind {
+	NO_EXIT,
+	EXIT_TO_KVM,
+	EXIT_TO_USER,
+};
+
+/*
+ * Make PERF_METRICS read as '0', even though its internal counts aren't, before
+ * or after an exit for which KVM gets to see the counts.
+ */
+static void guest_hidden_counts(u64 slots, enum exit_kind exit_kind)
 {
 	for (;;) {
+		/* Have KVM believe that topdown isn't used. */
+		write_topdown(0, 0);
+		GUEST_SYNC(false);
+
 		write_topdown(SLOTS_A, METRICS_A);
-		if (exit)
+		if (exit_kind == EXIT_TO_KVM)
 			exit_to_kvm();
+		else if (exit_kind == EXIT_TO_USER)
+			GUEST_SYNC(false);
 		wrmsr(MSR_SLOTS, slots);
-		GUEST_SYNC(0);
+		GUEST_SYNC(true);
 	}
+}
+
+static void run_vcpu_to_hidden_counts(struct kvm_vcpu *vcpu)
+{
+	while (!run_vcpu_to_sync(vcpu))
+		;
 }
 
 static void assert_no_counts(u64 slots)
@@ -783,8 +804,8 @@ static void assert_host_is_clean(int cpu)
  */
 TEST(context_switch)
 {
-	struct kvm_vcpu *a, *b, *bystander, *hidden[3], *counting;
-	struct kvm_vm *vms[7];
+	struct kvm_vcpu *a, *b, *bystander, *hidden[4], *counting;
+	struct kvm_vm *vms[8];
 	cpu_set_t cpus;
 	int i, cpu;
 	u64 val;
@@ -792,15 +813,15 @@ TEST(context_switch)
 	vms[0] = vm_create_with_one_vcpu(&a, guest_context_switch);
 	vms[1] = vm_create_with_one_vcpu(&b, guest_context_switch);
 	vms[2] = vm_create_with_one_vcpu(&bystander, guest_bystander);
-	vms[3] = vm_create_with_one_vcpu(&hidden[0], guest_hidden_counts);
-	vms[4] = vm_create_with_one_vcpu(&hidden[1], guest_hidden_counts);
-	vms[5] = vm_create_with_one_vcpu(&hidden[2], guest_hidden_counts);
-	vms[6] = vm_create_with_one_vcpu(&counting, guest_count_from_zero);
+	vms[3] = vm_create_with_one_vcpu(&counting, guest_count_from_zero);
+	for (i = 0; i < ARRAY_SIZE(hidden); i++)
+		vms[4 + i] = vm_create_with_one_vcpu(&hidden[i], guest_hidden_counts);
 	vcpu_args_set(a, 2, SLOTS_A, METRICS_A);
 	vcpu_args_set(b, 2, SLOTS_B, METRICS_B);
-	vcpu_args_set(hidden[0], 2, BIT_ULL(47), false);
-	vcpu_args_set(hidden[1], 2, 0, true);
-	vcpu_args_set(hidden[2], 2, 0, false);
+	vcpu_args_set(hidden[0], 2, BIT_ULL(47), NO_EXIT);
+	vcpu_args_set(hidden[1], 2, 0, EXIT_TO_KVM);
+	vcpu_args_set(hidden[2], 2, 0, EXIT_TO_USER);
+	vcpu_args_set(hidden[3], 2, 0, NO_EXIT);
 
 	TEST_ASSERT(!sched_getaffinity(0, sizeof(cpus), &cpus), "sched_getaffinity() failed");
 	cpu = pin_self_to_any_cpu();
@@ -814,14 +835,17 @@ TEST(context_switch)
 		run_vcpu_to_sync(bystander);
 
 		run_vcpu_to_sync(b);
-		run_vcpu_to_sync(hidden[0]);
+		run_vcpu_to_hidden_counts(hidden[0]);
 		assert_host_is_clean(cpu);
 		run_vcpu_to_sync(bystander);
 
-		run_vcpu_to_sync(hidden[1]);
+		run_vcpu_to_hidden_counts(hidden[1]);
 		run_vcpu_to_sync(bystander);
 
-		run_vcpu_to_sync(hidden[2]);
+		run_vcpu_to_hidden_counts(hidden[2]);
+		run_vcpu_to_sync(bystander);
+
+		run_vcpu_to_hidden_counts(hidden[3]);
 		run_vcpu_to_sync(counting);
 
 		if (i < NR_SWITCHES / 2)
@@ -853,6 +877,27 @@ static int open_host_event(u64 config, int group_fd)
 	return syscall(__NR_perf_event_open, &attr, 0, -1, group_fd, 0);
 }
 
+#define NR_HOST_EVENTS		(1 + NR_LEVEL1_METRICS)
+
+/* Open SLOTS and the metrics of level 1 as a group. */
+static void open_host_group(int fds[NR_HOST_EVENTS])
+{
+	int i;
+
+	fds[0] = open_host_event(0x0400, -1);
+	for (i = 0; i < NR_LEVEL1_METRICS; i++)
+		fds[i + 1] = open_host_event(0x8000 + i * 0x100, fds[0]);
+	TEST_ASSERT(fds[NR_LEVEL1_METRICS] >= 0, "Opening the host's metrics failed");
+}
+
+static void close_host_group(int fds[NR_HOST_EVENTS])
+{
+	int i;
+
+	for (i = 0; i < NR_HOST_EVENTS; i++)
+		close(fds[i]);
+}
+
 /*
  * Verify the host may use topdown at the same time, i.e. that its values neither
  * make it to the guest nor get disturbed by the guest's.
@@ -866,7 +911,7 @@ TEST(host_perf_events)
 		u64 slots;
 		u64 metrics[NR_LEVEL1_METRICS];
 	} group = {};
-	int fds[1 + NR_LEVEL1_METRICS];
+	int fds[NR_HOST_EVENTS];
 	u64 sum = 0;
 	int i, fd;
 
@@ -895,11 +940,7 @@ TEST(host_perf_events)
 		    "The host's SLOTS can't be %lu", group.slots);
 	close(fd);
 
-	fds[0] = open_host_event(0x0400, -1);
-	for (i = 0; i < NR_LEVEL1_METRICS; i++)
-		fds[i + 1] = open_host_event(0x8000 + i * 0x100, fds[0]);
-	TEST_ASSERT(fds[NR_LEVEL1_METRICS] >= 0, "Opening the host's metrics failed");
-
+	open_host_group(fds);
 	for (i = 0; i < NR_SWITCHES / 2; i++) {
 		run_vcpu_to_sync(bystander);
 		run_vcpu_to_sync(vcpu);
@@ -918,8 +959,61 @@ TEST(host_perf_events)
 	TEST_ASSERT(group.slots && sum > group.slots / 10 * 9 && sum < group.slots / 10 * 11,
 		    "The host's metrics sum up to %lu, not to %lu slots", sum, group.slots);
 
-	for (i = 0; i < ARRAY_SIZE(fds); i++)
-		close(fds[i]);
+	close_host_group(fds);
+	for (i = 0; i < ARRAY_SIZE(vms); i++)
+		kvm_vm_free(vms[i]);
+}
+
+static void guest_without_perf_metrics(void)
+{
+	GUEST_SYNC(0);
+}
+
+/* Leave counts of the host behind, in SLOTS and in PERF_METRICS. */
+static void host_count(void)
+{
+	int fds[NR_HOST_EVENTS];
+
+	open_host_group(fds);
+	branch_workload();
+	close_host_group(fds);
+}
+
+/*
+ * Verify the guest doesn't get to see counts of the host that are hidden by SLOTS
+ * being zeroed alone, be it for a vCPU that has SLOTS but not PERF_METRICS, or by
+ * perf, because a task may use RDPMC.
+ */
+TEST(hidden_host_counts)
+{
+	struct kvm_vcpu *vcpu, *bystander;
+	struct perf_event_mmap_page *page;
+	struct kvm_vm *vms[2];
+	int i, fd;
+
+	pin_self_to_any_cpu();
+
+	/* Mapping an event is what allows this task to use RDPMC. */
+	fd = open_host_event(INTEL_ARCH_CPU_CYCLES, -1);
+	if (fd < 0)
+		SKIP(return, "can't open host events: %s", strerror(errno));
+
+	vms[0] = vm_create_with_one_vcpu(&vcpu, guest_without_perf_metrics);
+	vms[1] = vm_create_with_one_vcpu(&bystander, guest_bystander);
+	hide_perf_metrics(vcpu);
+
+	host_count();
+	run_vcpu_to_sync(vcpu);
+	run_vcpu_to_sync(bystander);
+
+	host_count();
+	page = kvm_mmap(getpagesize(), PROT_READ, MAP_SHARED, fd);
+	if (!page->cap_user_rdpmc)
+		TH_LOG("Can't use RDPMC in the host");
+	run_vcpu_to_sync(bystander);
+
+	kvm_munmap(page, getpagesize());
+	close(fd);
 	for (i = 0; i < ARRAY_SIZE(vms); i++)
 		kvm_vm_free(vms[i]);
 }
