@@ -9,6 +9,8 @@
 #define BIT(n)			(1ull << (n))
 #define ARRAY_SIZE(a)		(sizeof(a) / sizeof((a)[0]))
 
+#define LVT_MASKED		BIT(16)
+
 #define MSR_PERFCTR0		0x0c1
 #define MSR_MPERF		0x0e7
 #define MSR_APERF		0x0e8
@@ -854,4 +856,12 @@ bool pmu_take_pmi(struct pmu *pmu)
 
 	pmu->pmi = false;
 	return pmi;
+}
+
+bool pmu_lvtpc_delivers(uint32_t *lvtpc)
+{
+	if (*lvtpc & LVT_MASKED)
+		return false;
+	*lvtpc |= LVT_MASKED;
+	return true;
 }

@@ -277,11 +277,19 @@ uint64_t pmu_next_overflow(const struct pmu *pmu);
  * pmu_take_pmi() - fetch a performance-monitoring interrupt
  * @pmu: state
  *
- * Return: whether one has been raised since the last call.  The caller
- * delivers it through LVTPC and sets the mask bit there.  (SDM volume 3,
- * "Local Vector Table".)
+ * Return: whether one has been raised since the last call.  The caller then
+ * asks pmu_lvtpc_delivers().
  */
 bool pmu_take_pmi(struct pmu *pmu);
+
+/**
+ * pmu_lvtpc_delivers() - pass a performance-monitoring interrupt through LVTPC
+ * @lvtpc: that register of the local APIC, whose mask bit is set by delivery
+ *
+ * Return: whether the interrupt is delivered: not if the mask bit was set
+ * before; it is lost then.  (SDM volume 3, "Local Vector Table".)
+ */
+bool pmu_lvtpc_delivers(uint32_t *lvtpc);
 
 /* Registers other than the counters, which the caller may have to name. */
 #define MSR_DEBUGCTL		0x1d9

@@ -2,7 +2,6 @@
 /*
  * Unit tests of the PMU model.  Expected values come from the documents named
  * in pmu.h and from the activity put in, never from the model's own tables.
- * The mask bit of LVTPC is none of the model's, see deliver() in instrument/.
  */
 #include "pmu.h"
 
@@ -991,6 +990,20 @@ static void test_overflow(void)
 	}
 }
 
+static void test_lvtpc(void)
+{
+	uint32_t nmi = 0x4ee, lvtpc = nmi;	/* delivery mode NMI, some vector */
+
+	check(pmu_lvtpc_delivers(&lvtpc));
+	check_eq(lvtpc, nmi | 1 << 16);
+	check(!pmu_lvtpc_delivers(&lvtpc));
+	check_eq(lvtpc, nmi | 1 << 16);
+
+	/* Software clears the mask bit. */
+	lvtpc = nmi;
+	check(pmu_lvtpc_delivers(&lvtpc));
+}
+
 static void test_freeze(void)
 {
 	wr(EVTSEL(0), OS | EN | INT | INSTRUCTIONS);
@@ -1609,6 +1622,7 @@ static const struct {
 	{ "enable bits", test_enables },
 	{ "EDGE, INV and CMASK", test_filters },
 	{ "overflow and PMI at the last count", test_overflow },
+	{ "LVTPC's mask bit", test_lvtpc },
 	{ "freeze on PMI", test_freeze },
 	{ "freeze as the ring changes, of LBRs, in version 4", test_freeze_at_ring_change },
 	{ "next overflow", test_next_overflow },

@@ -231,14 +231,12 @@ void bx_pmu_c::timer_handler(void *self)
 	pmu->arm(pmu->cpu->get_icount() == pmu->armed_at ? IDLE_TICKS : 1);
 }
 
-/* The local APIC masks LVTPC as it delivers. */
 void bx_pmu_c::deliver(void)
 {
-	const Bit32u masked = 0x10000;
 	Bit32u lvtpc = cpu->lapic->read_aligned(BX_LAPIC_LVT_PERFMON);
 
-	if (lvtpc & masked)
+	if (!pmu_lvtpc_delivers(&lvtpc))
 		return;
-	cpu->lapic->set_lvt_entry(BX_LAPIC_LVT_PERFMON, lvtpc | masked);
+	cpu->lapic->set_lvt_entry(BX_LAPIC_LVT_PERFMON, lvtpc);
 	cpu->lapic->deliver(lvtpc & 0xff, lvtpc >> 8 & 7, APIC_EDGE_TRIGGERED);
 }
