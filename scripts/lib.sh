@@ -61,6 +61,13 @@ help_if_asked() {
 	esac
 }
 
+# Dies of arguments that a script doesn't know: all together they must match.
+know_arguments() { # REGEX [ARGUMENT...]
+	local regex=$1
+	shift
+	[[ "$*" =~ ^($regex)$ ]] || die "'$*' is not what $0 takes, see its --help"
+}
+
 case $repo in
 *[[:space:]]*) die "make cannot build in '$repo' (space in the path): move it" ;;
 esac
@@ -137,8 +144,22 @@ boot_to_the_end() { # DIRECTORY COMMAND...
 		die "results are missing in $directory/results.tap"
 }
 
+# Of tests that have to end as on the base kernel: those that fail, and how. The
+# files have a line per test, as scripts/checks/lab makes them.
+fails_on_base_too() { # OUTCOMES OUTCOMES_ON_BASE TEST...
+	local test here there outcomes=$1 on_base=$2
+	shift 2
+	for test; do
+		here=$(grep "^$test:" "$outcomes") || die "$test came to no result"
+		there=$(grep "^$test:" "$on_base") || true
+		[ "$here" = "$there" ] || die "not as on the base kernel: $here; there: $there"
+		case $here in *': failed'*) echo "${here/: failed/: also on the base kernel}" ;; esac
+	done
+}
+
 # What gates of patches begin with: the series, applied.
 take_series() { # [PATCHES]
+	[ $# -le 1 ] || die "one directory of patches, please, not: $*"
 	export SERIES=${1:-${SERIES:-$repo/patches}}
 	[ "$SERIES" != none ] || die "this gate is about patches, and SERIES=none has none"
 	[ -d "$SERIES" ] || die "$SERIES is no directory of patches"
