@@ -1373,12 +1373,12 @@ TEST(host_perf_events_while_running)
 }
 
 /*
- * Verify a group on the host doesn't count on top of what is in SLOTS if it gets its
- * metrics when SLOTS has already counted.
+ * Verify a group on the host that gets its metrics after SLOTS has already counted
+ * starts both registers from zero, i.e. counts all slots from then on.
  */
 TEST(host_adds_metrics)
 {
-	struct host_group group = {};
+	struct host_group before = {}, after = {}, alone = {};
 	int fds[2];
 
 	if (!can_open_host_events())
@@ -1387,15 +1387,22 @@ TEST(host_adds_metrics)
 	fds[0] = open_host_event(HOST_SLOTS, -1, false, -1);
 	branch_workload();
 	TEST_ASSERT_EQ(ioctl(fds[0], PERF_EVENT_IOC_DISABLE, 0), 0);
+	TEST_ASSERT(read(fds[0], &alone, sizeof(alone)) > 0, "Reading the host's SLOTS failed");
 
-	fds[1] = open_host_event(HOST_METRIC(RETIRING), fds[0], false, -1);
+	fds[1] = open_host_event(HOST_METRIC(RETIRING), fds[0], true, -1);
 	TEST_ASSERT(fds[1] >= 0, "Opening the host's metric failed");
-	TEST_ASSERT_EQ(ioctl(fds[0], PERF_EVENT_IOC_ENABLE, 0), 0);
-	branch_workload();
+	TEST_ASSERT(read(fds[0], &before, sizeof(before)) > 0, "Reading the host's SLOTS failed");
+	TEST_ASSERT_EQ(before.slots, alone.slots);
 
-	TEST_ASSERT(read(fds[0], &group, sizeof(group)) > 0, "Reading the host's SLOTS failed");
-	TEST_ASSERT(group.slots && group.slots < BIT_ULL(44),
-		    "The host's SLOTS can't be %lu", group.slots);
+	TEST_ASSERT_EQ(ioctl(fds[0], PERF_EVENT_IOC_ENABLE, PERF_IOC_FLAG_GROUP), 0);
+	branch_workload();
+	TEST_ASSERT(read(fds[0], &after, sizeof(after)) > 0, "Reading the host's SLOTS failed");
+
+	/* The same workload takes about as many slots as it did before. */
+	TEST_ASSERT(after.slots - before.slots > alone.slots / 4 &&
+		    after.slots - before.slots < alone.slots * 4,
+		    "%lu slots after opening a metric, %lu before",
+		    after.slots - before.slots, alone.slots);
 
 	close(fds[1]);
 	close(fds[0]);
