@@ -672,7 +672,8 @@ static u8 user_rdpmc(struct kvm_vcpu *vcpu, u32 ecx, bool pce, u64 *val)
 	vcpu_sregs_get(vcpu, &sregs);
 	sregs.cr4 = pce ? sregs.cr4 | X86_CR4_PCE : sregs.cr4 & ~X86_CR4_PCE;
 	sregs.ss = sregs.ds;
-	sregs.ss.dpl = sregs.cs.dpl = 3;
+	sregs.ss.dpl = 3;
+	sregs.cs.dpl = 3;
 	sregs.ss.selector |= 3;
 	sregs.cs.selector |= 3;
 	vcpu_sregs_set(vcpu, &sregs);
@@ -1511,7 +1512,7 @@ TEST(virtualization_disabled)
 
 	TEST_ASSERT(read_host_msr(cpu, MSR_SLOTS, &val), "Can't read the host's SLOTS");
 	TEST_ASSERT_EQ(val, 0);
-	TEST_ASSERT(read_host_msr(cpu, MSR_PERF_METRICS, &val), "Can't read the host's PERF_METRICS");
+	TEST_ASSERT(read_host_msr(cpu, MSR_PERF_METRICS, &val), "Can't read PERF_METRICS");
 	TEST_ASSERT_EQ(val, zero_metrics);
 }
 
@@ -1818,7 +1819,6 @@ static void assert_counting(u64 global_ctrl)
 		GUEST_ASSERT_EQ(rdmsr(MSR_SLOTS), slots);
 }
 
-/* Which value each of them expects, and what userspace is to find. */
 static void l2_counting(void)
 {
 	/* L1's value is carried over. */
@@ -1867,15 +1867,19 @@ static void l1_counting(struct vmx_pages *vmx)
 	assert_counting(0);
 
 	/* The field is legal iff the vCPU has PERF_METRICS, as is the MSR's bit. */
-	vmwrite(VM_ENTRY_CONTROLS, vmreadz(VM_ENTRY_CONTROLS) | VM_ENTRY_LOAD_IA32_PERF_GLOBAL_CTRL);
+	vmwrite(VM_ENTRY_CONTROLS,
+		vmreadz(VM_ENTRY_CONTROLS) | VM_ENTRY_LOAD_IA32_PERF_GLOBAL_CTRL);
 	vmwrite(GUEST_IA32_PERF_GLOBAL_CTRL, NESTED_CTRL);
-	vmwrite(VM_EXIT_CONTROLS, vmreadz(VM_EXIT_CONTROLS) | VM_EXIT_LOAD_IA32_PERF_GLOBAL_CTRL);
+	vmwrite(VM_EXIT_CONTROLS,
+		vmreadz(VM_EXIT_CONTROLS) | VM_EXIT_LOAD_IA32_PERF_GLOBAL_CTRL);
 	vmwrite(HOST_IA32_PERF_GLOBAL_CTRL, PERF_METRICS_BIT);
 	run_l2(false);
 	assert_counting(PERF_METRICS_BIT);
 
-	vmwrite(VM_ENTRY_CONTROLS, vmreadz(VM_ENTRY_CONTROLS) & ~VM_ENTRY_LOAD_IA32_PERF_GLOBAL_CTRL);
-	vmwrite(VM_EXIT_CONTROLS, vmreadz(VM_EXIT_CONTROLS) & ~VM_EXIT_LOAD_IA32_PERF_GLOBAL_CTRL);
+	vmwrite(VM_ENTRY_CONTROLS,
+		vmreadz(VM_ENTRY_CONTROLS) & ~VM_ENTRY_LOAD_IA32_PERF_GLOBAL_CTRL);
+	vmwrite(VM_EXIT_CONTROLS,
+		vmreadz(VM_EXIT_CONTROLS) & ~VM_EXIT_LOAD_IA32_PERF_GLOBAL_CTRL);
 	run_l2(false);
 	assert_counting(PERF_METRICS_BIT);
 
@@ -2110,7 +2114,7 @@ static void probe_perf_metrics(void)
 	zero_metrics = run_vcpu_to_sync(vcpu);
 	few_slots_metrics = run_vcpu_to_sync(vcpu);
 	if (zero_metrics || few_slots_metrics)
-		ksft_print_msg("If nothing has been counted, PERF_METRICS is 0x%lx, or 0x%lx with few slots\n",
+		ksft_print_msg("With nothing counted, PERF_METRICS is 0x%lx, 0x%lx with few slots\n",
 			       zero_metrics, few_slots_metrics);
 	kvm_vm_free(vm);
 
@@ -2142,7 +2146,8 @@ int main(int argc, char *argv[])
 	TEST_REQUIRE(kvm_cpu_has_p(X86_PROPERTY_PMU_VERSION));
 	TEST_REQUIRE(kvm_cpu_property(X86_PROPERTY_PMU_VERSION) > 1);
 	TEST_REQUIRE(kvm_cpu_has(X86_FEATURE_PDCM));
-	__TEST_REQUIRE(can_create_vcpu(), "A perf event on the host, e.g. the NMI watchdog, counts guests");
+	__TEST_REQUIRE(can_create_vcpu(),
+		       "A perf event on the host, e.g. the NMI watchdog, counts guests");
 
 	if (!(supported_perf_caps() & PMU_CAP_PERF_METRICS)) {
 		test_unsupported();
