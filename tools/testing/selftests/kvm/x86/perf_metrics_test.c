@@ -2114,7 +2114,7 @@ static void probe_perf_metrics(void)
 	zero_metrics = run_vcpu_to_sync(vcpu);
 	few_slots_metrics = run_vcpu_to_sync(vcpu);
 	if (zero_metrics || few_slots_metrics)
-		ksft_print_msg("With nothing counted, PERF_METRICS is 0x%lx, 0x%lx with few slots\n",
+		ksft_print_msg("With nothing counted, PERF_METRICS is 0x%lx or 0x%lx\n",
 			       zero_metrics, few_slots_metrics);
 	kvm_vm_free(vm);
 
