@@ -1007,7 +1007,21 @@ static void guest_count_from_zero(void)
 	}
 }
 
-/* The same without PERF_METRICS, with which the counts may be hidden. */
+/* Count without ever writing SLOTS or PERF_METRICS. */
+static void guest_never_write(void)
+{
+	for (;;) {
+		wrmsr(MSR_CORE_PERF_FIXED_CTR_CTRL, SLOTS_OS);
+		wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, SLOTS_ENABLE | PERF_METRICS_BIT);
+		branch_workload();
+		wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, 0);
+		wrmsr(MSR_CORE_PERF_FIXED_CTR_CTRL, 0);
+		guest_assert_plausible_metrics(rdmsr(MSR_PERF_METRICS));
+		GUEST_SYNC(rdmsr(MSR_SLOTS));
+	}
+}
+
+/* Count, and then zero SLOTS alone, without PERF_METRICS. */
 static void guest_slots_only(void)
 {
 	for (;;) {
@@ -1050,8 +1064,10 @@ static const u64 spied_slots[] = { FEW_SLOTS, SLOTS_A, BIT_ULL(40) };
  */
 TEST(context_switch)
 {
-	struct kvm_vcpu *a, *b, *reader, *counting, *slots_only, *hidden[3], *spies[3];
-	struct kvm_vm *vms[11];
+	struct kvm_vcpu *a, *b, *reader, *counting, *never_write, *slots_only;
+	struct kvm_vcpu *hidden[3], *spies[3];
+	struct kvm_vm *vms[12];
+	u64 slots = 0, last;
 	cpu_set_t cpus;
 	int i, j, k, cpu;
 
@@ -1061,6 +1077,7 @@ TEST(context_switch)
 	vms[3] = vm_create_with_one_vcpu(&counting, guest_count_from_zero);
 	vms[4] = vm_create_with_one_vcpu(&slots_only, guest_slots_only);
 	hide_perf_metrics(slots_only);
+	vms[11] = vm_create_with_one_vcpu(&never_write, guest_never_write);
 	for (i = 0; i < ARRAY_SIZE(hidden); i++) {
 		vms[5 + i] = vm_create_with_one_vcpu(&hidden[i], guest_hidden_counts);
 		vcpu_args_set(hidden[i], 2, spied_slots[i], i);
@@ -1078,6 +1095,12 @@ TEST(context_switch)
 		run_vcpu_to_sync(reader);
 		run_vcpu_to_sync(b);
 		run_vcpu_to_sync(spies[0]);
+
+		last = slots;
+		slots = run_vcpu_to_sync(never_write);
+		TEST_ASSERT(slots > last, "SLOTS is %lu after %lu", slots, last);
+		TEST_ASSERT_EQ(vcpu_get_msr(never_write, MSR_SLOTS), slots);
+		run_vcpu_to_sync(reader);
 
 		for (j = 0; j < ARRAY_SIZE(hidden); j++) {
 			for (k = 0; k < ARRAY_SIZE(spies); k++) {
