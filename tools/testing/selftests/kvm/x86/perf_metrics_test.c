@@ -8,6 +8,7 @@
 #include <sched.h>
 #include <unistd.h>
 #include <linux/perf_event.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <x86intrin.h>
@@ -1428,6 +1429,57 @@ TEST(host_adds_metrics)
 		    "%lu slots after opening a metric, %lu before",
 		    after.slots - before.slots, alone.slots);
 
+	close(fds[1]);
+	close(fds[0]);
+}
+
+/*
+ * Verify a task on the host that is woken up, but doesn't get to user space, doesn't
+ * count what another one has left in the counter.
+ */
+TEST(host_tasks)
+{
+	struct perf_event_attr attr = {
+		.type = PERF_TYPE_RAW,
+		.size = sizeof(attr),
+		.config = HOST_SLOTS,
+		.exclude_guest = 1,
+		.exclude_kernel = 1,
+		.read_format = PERF_FORMAT_GROUP,
+	};
+	int i, fds[2], sockets[2], own[NR_HOST_EVENTS];
+	struct host_group group = {};
+	char bytes[NR_SWITCHES + 1];
+	pid_t pid;
+
+	if (!can_open_host_events())
+		SKIP(return, "can't open host events: %s", strerror(errno));
+
+	pin_self_to_any_cpu();
+	TEST_ASSERT(!socketpair(AF_UNIX, SOCK_STREAM, 0, sockets), "socketpair() failed");
+	pid = fork();
+	if (!pid)
+		exit(recv(sockets[1], bytes, sizeof(bytes), MSG_WAITALL) != sizeof(bytes));
+
+	/* Wait for it to sleep in the kernel. */
+	usleep(100000);
+	fds[0] = syscall(__NR_perf_event_open, &attr, pid, -1, -1, 0);
+	attr.config = HOST_METRIC(RETIRING);
+	fds[1] = syscall(__NR_perf_event_open, &attr, pid, -1, fds[0], 0);
+	TEST_ASSERT(fds[0] >= 0 && fds[1] >= 0, "Opening events of another task failed");
+
+	for (i = 0; i < NR_SWITCHES; i++) {
+		TEST_ASSERT_EQ(send(sockets[0], bytes, 1, 0), 1);
+		usleep(1000);
+		open_host_group(own, -1);
+		branch_workload();
+		close_host_group(own);
+	}
+	TEST_ASSERT(read(fds[0], &group, sizeof(group)) > 0, "Reading the task's SLOTS failed");
+	TEST_ASSERT_EQ(group.slots, 0);
+
+	TEST_ASSERT_EQ(send(sockets[0], bytes, 1, 0), 1);
+	waitpid(pid, NULL, 0);
 	close(fds[1]);
 	close(fds[0]);
 }
