@@ -8,7 +8,6 @@
 #include <sched.h>
 #include <unistd.h>
 #include <linux/perf_event.h>
-#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <x86intrin.h>
@@ -738,7 +737,11 @@ static void guest_host_access(void)
 {
 	GUEST_SYNC(0);
 	assert_topdown(SLOTS_A, METRICS_A);
-	write_topdown(SLOTS_B, METRICS_B);
+	GUEST_SYNC(1);
+	assert_topdown(SLOTS_A, METRICS_B);
+	GUEST_SYNC(2);
+	assert_topdown(SLOTS_B, METRICS_B);
+	write_topdown(SLOTS_B, METRICS_A);
 	GUEST_DONE();
 }
 
@@ -762,10 +765,16 @@ KVM_ONE_VCPU_TEST(perf_metrics, host_access, guest_host_access)
 	vcpu_set_msr(vcpu, MSR_SLOTS, SLOTS_A);
 	TEST_ASSERT_EQ(vcpu_get_msr(vcpu, MSR_PERF_METRICS), METRICS_A & metrics_mask);
 
+	/* ... also if the guest's values are still in hardware... */
+	run_vcpu_to_sync(vcpu);
+	vcpu_set_msr(vcpu, MSR_PERF_METRICS, METRICS_B & metrics_mask);
+	run_vcpu_to_sync(vcpu);
+	vcpu_set_msr(vcpu, MSR_SLOTS, SLOTS_B);
+
 	/* ... and userspace must see what the guest wrote. */
 	run_vcpu_to_done(vcpu);
 	TEST_ASSERT_EQ(vcpu_get_msr(vcpu, MSR_SLOTS), SLOTS_B);
-	TEST_ASSERT_METRICS(vcpu_get_msr(vcpu, MSR_PERF_METRICS), METRICS_B & metrics_mask);
+	TEST_ASSERT_METRICS(vcpu_get_msr(vcpu, MSR_PERF_METRICS), METRICS_A & metrics_mask);
 }
 
 static void guest_save_restore(bool counting)
@@ -1129,10 +1138,8 @@ TEST(context_switch)
 		kvm_vm_free(vms[i]);
 }
 
-static void guest_enable_slots(void)
+static void guest_newborn(void)
 {
-	wrmsr(MSR_CORE_PERF_FIXED_CTR_CTRL, SLOTS_OS);
-	exit_to_kvm();
 	assert_no_counts(0, zero_metrics);
 	GUEST_DONE();
 }
@@ -1155,7 +1162,9 @@ TEST(destroyed_vcpu)
 		run_vcpu_to_sync(vcpu);
 		kvm_vm_free(vm);
 
-		vm = vm_create_with_one_vcpu(&vcpu, guest_enable_slots);
+		/* Have the vCPU use topdown right from the beginning. */
+		vm = vm_create_with_one_vcpu(&vcpu, guest_newborn);
+		vcpu_set_msr(vcpu, MSR_CORE_PERF_FIXED_CTR_CTRL, SLOTS_OS);
 		run_vcpu_to_done(vcpu);
 		kvm_vm_free(vm);
 	}
@@ -1440,46 +1449,47 @@ TEST(host_tasks)
 	struct perf_event_attr attr = {
 		.type = PERF_TYPE_RAW,
 		.size = sizeof(attr),
-		.config = HOST_SLOTS,
 		.exclude_guest = 1,
 		.exclude_kernel = 1,
 		.read_format = PERF_FORMAT_GROUP,
 	};
-	int i, fds[2], sockets[2], own[NR_HOST_EVENTS];
+	int i, fds[2], own[NR_HOST_EVENTS];
 	struct host_group group = {};
-	char bytes[NR_SWITCHES + 1];
 	pid_t pid;
 
 	if (!can_open_host_events())
 		SKIP(return, "can't open host events: %s", strerror(errno));
 
 	pin_self_to_any_cpu();
-	TEST_ASSERT(!socketpair(AF_UNIX, SOCK_STREAM, 0, sockets), "socketpair() failed");
-	pid = fork();
-	if (!pid)
-		exit(recv(sockets[1], bytes, sizeof(bytes), MSG_WAITALL) != sizeof(bytes));
 
-	/* Wait for it to sleep in the kernel. */
-	usleep(100000);
-	fds[0] = syscall(__NR_perf_event_open, &attr, pid, -1, -1, 0);
-	attr.config = HOST_METRIC(RETIRING);
-	fds[1] = syscall(__NR_perf_event_open, &attr, pid, -1, fds[0], 0);
-	TEST_ASSERT(fds[0] >= 0 && fds[1] >= 0, "Opening events of another task failed");
+	for (i = 0; i < NR_SWITCHES / 4; i++) {
+		pid = fork();
+		if (!pid)
+			exit(pause());
 
-	for (i = 0; i < NR_SWITCHES; i++) {
-		TEST_ASSERT_EQ(send(sockets[0], bytes, 1, 0), 1);
-		usleep(1000);
+		/* Wait for it to sleep in the kernel. */
+		usleep(50000);
+		attr.config = HOST_SLOTS;
+		fds[0] = syscall(__NR_perf_event_open, &attr, pid, -1, -1, 0);
+		attr.config = HOST_METRIC(RETIRING);
+		fds[1] = syscall(__NR_perf_event_open, &attr, pid, -1, fds[0], 0);
+		TEST_ASSERT(fds[0] >= 0 && fds[1] >= 0, "Opening events of a task failed");
+
+		/* Neither gets the task to user space. */
+		kill(pid, SIGSTOP);
+		TEST_ASSERT_EQ(waitpid(pid, NULL, WUNTRACED), pid);
 		open_host_group(own, -1);
 		branch_workload();
 		close_host_group(own);
-	}
-	TEST_ASSERT(read(fds[0], &group, sizeof(group)) > 0, "Reading the task's SLOTS failed");
-	TEST_ASSERT_EQ(group.slots, 0);
+		kill(pid, SIGKILL);
+		TEST_ASSERT_EQ(waitpid(pid, NULL, 0), pid);
 
-	TEST_ASSERT_EQ(send(sockets[0], bytes, 1, 0), 1);
-	waitpid(pid, NULL, 0);
-	close(fds[1]);
-	close(fds[0]);
+		TEST_ASSERT(read(fds[0], &group, sizeof(group)) > 0,
+			    "Reading the task's SLOTS failed");
+		TEST_ASSERT_EQ(group.slots, 0);
+		close(fds[1]);
+		close(fds[0]);
+	}
 }
 
 /* Answer each byte that arrives with the values of SLOTS and PERF_METRICS. */
@@ -1905,9 +1915,11 @@ static void l2_counting(void)
 	assert_counting(0);
 	vmcall();
 
-	/* VM-Entry loads a value. */
+	/* VM-Entry loads a value, once. */
 	assert_counting(NESTED_CTRL);
-	GUEST_SYNC(NESTED_CTRL);
+	wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, SLOTS_ENABLE);
+	GUEST_SYNC(SLOTS_ENABLE);
+	assert_counting(SLOTS_ENABLE);
 	vmcall();
 
 	/* VM-Exit has loaded another one, which is carried over. */
