@@ -1908,6 +1908,7 @@ static void l2_counting(void)
 	assert_counting(NESTED_CTRL);
 	GUEST_SYNC(NESTED_CTRL);
 	assert_counting(NESTED_CTRL);
+	guest_assert_plausible_metrics(rdmsr(MSR_PERF_METRICS));
 
 	/* L2's own is carried over to L1. */
 	wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, 0);
@@ -1967,8 +1968,6 @@ static void l1_counting(struct vmx_pages *vmx)
 		vmreadz(VM_EXIT_CONTROLS) & ~VM_EXIT_LOAD_IA32_PERF_GLOBAL_CTRL);
 	run_l2(false);
 	assert_counting(PERF_METRICS_BIT);
-
-	guest_assert_plausible_metrics(rdmsr(MSR_PERF_METRICS));
 	GUEST_DONE();
 }
 
