@@ -5,7 +5,6 @@
  *
  * Usage: workload NAME [MILLIONS]	millions of instructions, default 20
  */
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -112,35 +111,6 @@ static void strings(unsigned long instructions)
 	}
 }
 
-static void vmcall(void)
-{
-	long number = -1;	/* no such call */
-
-	asm volatile("vmcall" : "+a"(number) : : "memory");
-}
-
-/*
- * Between two VMCALLs, a CPUID and a read of a port for every 1000 instructions asked
- * for: exits that KVM handles on its own, and others for which the VMM has to.
- */
-static void exits(unsigned long instructions)
-{
-	int port = open("/dev/port", O_RDONLY);
-	char c;
-
-	vmcall();
-	for (unsigned long n = instructions / 1000; n; n--) {
-		unsigned long a = 0, c = 0;
-
-		asm volatile("cpuid" : "+a"(a), "+c"(c) : : "rbx", "rdx");
-	}
-	for (unsigned long n = instructions / 1000; n; n--) {
-		if (pread(port, &c, 1, 0x80) != 1)
-			exit(1);
-	}
-	vmcall();
-}
-
 /* One after the other, so that a part of the run isn't like the whole. */
 static void phases(unsigned long instructions)
 {
@@ -148,6 +118,19 @@ static void phases(unsigned long instructions)
 	branches(instructions / 4);
 	memory(instructions / 4);
 	jumps(instructions / 4);
+}
+
+/* The same, but asleep for 100 us after every 50000 instructions. */
+static void naps(unsigned long instructions)
+{
+	static void (* const phase[])(unsigned long) = { retire, branches, memory, jumps };
+
+	for (unsigned int i = 0; i < ARRAY_SIZE(phase); i++) {
+		for (unsigned long n = instructions / 4 / 50000; n; n--) {
+			phase[i](50000);
+			usleep(100);
+		}
+	}
 }
 
 static const struct {
@@ -160,8 +143,8 @@ static const struct {
 	{ "memory", memory },
 	{ "flush", flush },
 	{ "strings", strings },
-	{ "exits", exits },	/* in guests only */
 	{ "phases", phases },
+	{ "naps", naps },
 };
 
 int main(int argc, char *argv[])

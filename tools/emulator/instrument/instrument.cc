@@ -13,7 +13,12 @@
 /* Ticks until the next look at a core that does not move, e.g. in HLT. */
 #define IDLE_TICKS 1000
 
-static FILE *round_trips;
+static FILE *costs;
+
+/* Since the last mark, by the host on all CPUs, of registers of events. */
+static struct {
+	Bit64u wrmsr, rdmsr, rdpmc;
+} marked;
 
 void bx_pmu_c::init(BX_CPU_C *_cpu)
 {
@@ -26,11 +31,11 @@ void bx_pmu_c::init(BX_CPU_C *_cpu)
 	memset(&pmu, 0, sizeof(pmu));
 	memset(&round_trip, 0, sizeof(round_trip));
 
-	name = getenv("BOCHS_ROUND_TRIPS");
-	if (name && !round_trips) {
-		round_trips = fopen(name, "w");
-		if (!round_trips)
-			BX_PANIC(("BOCHS_ROUND_TRIPS: cannot write to '%s'", name));
+	name = getenv("BOCHS_COSTS");
+	if (name && !costs) {
+		costs = fopen(name, "w");
+		if (!costs)
+			BX_PANIC(("BOCHS_COSTS: cannot write to '%s'", name));
 	}
 
 	name = getenv("BOCHS_PMU");
@@ -115,6 +120,7 @@ bool bx_pmu_c::rdpmc(Bit32u ecx, Bit64u *val)
 	uint64_t v;
 
 	round_trip.rdpmc += !cpu->in_vmx_guest;
+	marked.rdpmc += !cpu->in_vmx_guest;
 	sync();
 	if (pmu_rdpmc(&pmu, ecx, &v) != PMU_OK)
 		return false;
@@ -162,19 +168,51 @@ Bit64u bx_pmu_c::retired(void) const
 	return cpu->get_icount() - activity.n[PMU_CONTINUED] - activity.n[PMU_ABORTED];
 }
 
+/* Registers that events are counted with, and none that the rest of Linux uses. */
+static bool is_for_events(Bit32u msr)
+{
+	return (msr >= 0xc1 && msr <= 0xc8) ||		/* PMCi */
+	       (msr >= 0x186 && msr <= 0x18d) ||	/* PERFEVTSELi */
+	       (msr >= 0x309 && msr <= 0x30f) ||	/* FIXED_CTRi */
+	       msr == 0x329 ||				/* PERF_METRICS */
+	       (msr >= 0x38d && msr <= 0x391) ||	/* FIXED_CTR_CTRL, GLOBAL_* */
+	       (msr >= 0x4c1 && msr <= 0x4c8);		/* A_PMCi */
+}
+
+void bx_pmu_c::count_rdmsr(Bit32u msr, bool in_guest)
+{
+	round_trip.rdmsr += !in_guest;
+	marked.rdmsr += !in_guest && is_for_events(msr);
+}
+
+void bx_pmu_c::count_wrmsr(Bit32u msr, bool in_guest)
+{
+	round_trip.wrmsr += !in_guest;
+	marked.wrmsr += !in_guest && is_for_events(msr);
+}
+
+void bx_pmu_c::mark(Bit32u value)
+{
+	if (costs)
+		fprintf(costs, "mark %u %llu %llu %llu\n", value,
+			(unsigned long long)marked.wrmsr,
+			(unsigned long long)marked.rdmsr,
+			(unsigned long long)marked.rdpmc);
+	memset(&marked, 0, sizeof(marked));
+}
+
 /* The list of MSRs that VM-Entry loads comes after vmenter(). */
 void bx_pmu_c::vmexit(Bit32u reason)
 {
-	if (round_trips && round_trip.done)
-		fprintf(round_trips, "%u %llu %llu %llu\n", round_trip.reason,
+	if (costs && round_trip.done)
+		fprintf(costs, "%u %llu %llu %llu %llu\n", round_trip.reason,
 			(unsigned long long)round_trip.instructions,
 			(unsigned long long)round_trip.wrmsr,
+			(unsigned long long)round_trip.rdmsr,
 			(unsigned long long)round_trip.rdpmc);
+	memset(&round_trip, 0, sizeof(round_trip));
 	round_trip.reason = reason & 0xffff;
-	round_trip.done = false;
 	round_trip.instructions = retired();
-	round_trip.wrmsr = 0;
-	round_trip.rdpmc = 0;
 }
 
 void bx_pmu_c::vmenter(void)

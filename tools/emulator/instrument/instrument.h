@@ -10,6 +10,9 @@
 
 #define BX_SUPPORT_PMU 1
 
+/* A port that nothing else uses, see BOCHS_COSTS. */
+#define BX_PMU_MARK 0x8901
+
 class BX_CPU_C;
 struct cpuid_function_t;
 
@@ -59,12 +62,14 @@ public:
 	bool valid_global_ctrl(Bit64u val) const { return pmu_global_ctrl_valid(&pmu, val); }
 	bool valid_debugctl(Bit64u val) const { return !present() || pmu_debugctl_valid(&pmu, val); }
 
-	/* What the host does from a VM-Exit to the next VM-Entry is written to
-	 * the file that BOCHS_ROUND_TRIPS names, if it names one: exit reason,
-	 * instructions, WRMSRs (those of VMX's lists, too) and RDPMCs.
+	/* What the host does is written to the file that BOCHS_COSTS names, if
+	 * it names one, at each VM-Entry and at each write to port BX_PMU_MARK.
+	 * Accesses to MSRs include those of VMX's lists.
 	 */
-	void count_wrmsr(bool in_guest) { round_trip.wrmsr += !in_guest; }
+	void count_rdmsr(Bit32u msr, bool in_guest);
+	void count_wrmsr(Bit32u msr, bool in_guest);
 	void vmexit(Bit32u reason);
+	static void mark(Bit32u value);
 
 	/* VM-Entry succeeds: VMLAUNCH or VMRESUME retires in the host.  The
 	 * core steps once more behind it, which is then no instruction.
@@ -85,7 +90,7 @@ private:
 	struct {
 		Bit32u reason;
 		bool done;
-		Bit64u instructions, wrmsr, rdpmc;
+		Bit64u instructions, wrmsr, rdmsr, rdpmc;
 	} round_trip;
 
 	Bit64u retired(void) const;
@@ -115,7 +120,9 @@ private:
 #define BX_INSTR_FAR_BRANCH(cpu_id, what, prev_cs, prev_eip, new_cs, new_eip) \
 	BX_CPU_THIS_PTR pmu.far_branch((prev_cs) & 3, (new_cs) & 3)
 #define BX_INSTR_WRMSR(cpu_id, addr, value)	\
-	BX_CPU_THIS_PTR pmu.count_wrmsr(BX_CPU_THIS_PTR in_vmx_guest)
+	BX_CPU_THIS_PTR pmu.count_wrmsr(addr, BX_CPU_THIS_PTR in_vmx_guest)
+#define BX_INSTR_OUTP(addr, len, val)	\
+	do { if ((addr) == BX_PMU_MARK) bx_pmu_c::mark(val); } while (0)
 #define BX_INSTR_VMEXIT(cpu_id, reason, qualification) \
 	BX_CPU_THIS_PTR pmu.vmexit(reason)
 #define BX_INSTR_CLFLUSH(cpu_id, laddr, paddr)	BX_PMU_COUNT(BX_CPU_THIS, PMU_FLUSH)
@@ -145,6 +152,5 @@ private:
 #define BX_INSTR_PHY_ACCESS(cpu_id, phy, len, memtype, rw)
 #define BX_INSTR_INP(addr, len)
 #define BX_INSTR_INP2(addr, len, val)
-#define BX_INSTR_OUTP(addr, len, val)
 
 #endif
