@@ -6,7 +6,6 @@
  *
  * Usage: exits NUMBER USE...	of exits of each kind
  *   nothing	no counter is enabled
- *   enabled	a fixed counter is enabled, in no ring: it stands still at 0
  *   counters	a fixed counter and a general-purpose one count
  *   topdown	SLOTS and all metrics count
  */
@@ -21,9 +20,6 @@
 #include <unistd.h>
 
 #define ARRAY_SIZE(a)	(sizeof(a) / sizeof((a)[0]))
-
-#define FIXED_CTR_CTRL		0x38d
-#define FIXED_CTR2_PMI		(1 << 11)
 
 static int port;
 static unsigned long number;
@@ -50,15 +46,6 @@ static void make_exits(void)
 		asm volatile("cpuid" : "+a"(a), "+c"(c) : : "rbx", "rdx");
 	}
 	vmcall();
-}
-
-static void write_msr(off_t msr, uint64_t value)
-{
-	int fd = open("/dev/cpu/0/msr", O_WRONLY);
-
-	if (fd < 0 || pwrite(fd, &value, sizeof(value), msr) != sizeof(value))
-		err(1, "/dev/cpu/0/msr");
-	close(fd);
 }
 
 /* A group, of user space. */
@@ -105,10 +92,6 @@ int main(int argc, char *argv[])
 	for (int i = 2; i < argc; i++) {
 		if (!strcmp(argv[i], "nothing")) {
 			make_exits();
-		} else if (!strcmp(argv[i], "enabled")) {
-			write_msr(FIXED_CTR_CTRL, FIXED_CTR2_PMI);
-			make_exits();
-			write_msr(FIXED_CTR_CTRL, 0);
 		} else if (!strcmp(argv[i], "counters")) {
 			make_exits_with(ARRAY_SIZE(counters), counters);
 		} else if (!strcmp(argv[i], "topdown")) {
