@@ -1078,8 +1078,8 @@ TEST(context_switch)
 	struct kvm_vcpu *hidden[3], *spies[3];
 	struct kvm_vm *vms[12];
 	u64 slots = 0, last;
-	cpu_set_t cpus;
 	int i, j, k, cpu;
+	cpu_set_t cpus;
 
 	vms[0] = vm_create_with_one_vcpu(&a, guest_context_switch);
 	vms[1] = vm_create_with_one_vcpu(&b, guest_context_switch);
@@ -1979,8 +1979,8 @@ static void l1_counting(struct vmx_pages *vmx)
 TEST(nested_counting)
 {
 	struct kvm_x86_state *state;
-	gva_t vmx_pages_gva;
 	struct kvm_vcpu *vcpu;
+	gva_t vmx_pages_gva;
 	struct kvm_vm *vm;
 	int i;
 
@@ -2033,8 +2033,8 @@ static void l1_rdpmc(struct vmx_pages *vmx)
 /* Verify RDPMC exits to L1 if L1 wants that, whatever L2 has KVM do before. */
 TEST(nested_rdpmc)
 {
-	gva_t vmx_pages_gva;
 	struct kvm_vcpu *vcpu;
+	gva_t vmx_pages_gva;
 	struct kvm_vm *vm;
 
 	if (!kvm_cpu_has(X86_FEATURE_VMX))
@@ -2079,8 +2079,8 @@ static void l1_end_of_use(struct vmx_pages *vmx)
 TEST(nested_end_of_use)
 {
 	struct kvm_vcpu *vcpu, *spy;
-	gva_t vmx_pages_gva;
 	struct kvm_vm *vms[2];
+	gva_t vmx_pages_gva;
 	int i;
 
 	if (!kvm_cpu_has(X86_FEATURE_VMX))
