@@ -527,7 +527,7 @@ KVM_ONE_VCPU_TEST(perf_metrics, global_ctrl_and_status, guest_global_ctrl)
 
 	run_vcpu_to_sync(vcpu);
 	vcpu_set_msr(vcpu, MSR_CORE_PERF_GLOBAL_CTRL, PERF_METRICS_BIT);
-	vcpu_set_msr(vcpu, MSR_CORE_PERF_GLOBAL_STATUS, PERF_METRICS_BIT);
+	vcpu_set_msr(vcpu, MSR_CORE_PERF_GLOBAL_STATUS, PERF_METRICS_BIT | BIT_ULL(63));
 
 	run_vcpu_to_sync(vcpu);
 	TEST_ASSERT(vcpu_get_msr(vcpu, MSR_CORE_PERF_GLOBAL_STATUS) & PERF_METRICS_BIT,
@@ -985,6 +985,20 @@ static void guest_reader(void)
 	}
 }
 
+/* The same by RDPMC alone, and twice, as the first one may exit. */
+static void guest_rdpmc_reader(void)
+{
+	int i;
+
+	for (;;) {
+		for (i = 0; i < 2; i++) {
+			GUEST_ASSERT_EQ(_rdpmc(INTEL_RDPMC_METRICS), zero_metrics);
+			GUEST_ASSERT_EQ(_rdpmc(RDPMC_SLOTS), 0);
+		}
+		GUEST_SYNC(0);
+	}
+}
+
 /*
  * Make counts of somebody else visible by writing SLOTS alone.  Use few slots, so
  * that few counts make for a big fraction, or as many as were there before.
@@ -1074,9 +1088,9 @@ static const u64 spied_slots[] = { FEW_SLOTS, SLOTS_A, BIT_ULL(40) };
  */
 TEST(context_switch)
 {
-	struct kvm_vcpu *a, *b, *reader, *counting, *never_write, *slots_only;
+	struct kvm_vcpu *a, *b, *reader, *rdpmc_reader, *counting, *never_write, *slots_only;
 	struct kvm_vcpu *hidden[3], *spies[3];
-	struct kvm_vm *vms[12];
+	struct kvm_vm *vms[13];
 	u64 slots = 0, last;
 	int i, j, k, cpu;
 	cpu_set_t cpus;
@@ -1088,6 +1102,7 @@ TEST(context_switch)
 	vms[4] = vm_create_with_one_vcpu(&slots_only, guest_slots_only);
 	hide_perf_metrics(slots_only);
 	vms[11] = vm_create_with_one_vcpu(&never_write, guest_never_write);
+	vms[12] = vm_create_with_one_vcpu(&rdpmc_reader, guest_rdpmc_reader);
 	for (i = 0; i < ARRAY_SIZE(hidden); i++) {
 		vms[5 + i] = vm_create_with_one_vcpu(&hidden[i], guest_hidden_counts);
 		vcpu_args_set(hidden[i], 2, spied_slots[i], i);
@@ -1101,6 +1116,8 @@ TEST(context_switch)
 	cpu = pin_self_to_any_cpu();
 
 	for (i = 0; i < NR_SWITCHES / 2; i++) {
+		run_vcpu_to_sync(a);
+		run_vcpu_to_sync(rdpmc_reader);
 		run_vcpu_to_sync(a);
 		run_vcpu_to_sync(reader);
 		run_vcpu_to_sync(b);
@@ -1177,7 +1194,8 @@ static void guest_end_of_use(void)
 	write_topdown(SLOTS_A, METRICS_A);
 	for (i = 0; i < NR_SWITCHES; i++) {
 		GUEST_SYNC(i);
-		assert_topdown(SLOTS_A, METRICS_A);
+		if (i == NR_SWITCHES / 2)
+			assert_topdown(SLOTS_A, METRICS_A);
 	}
 
 	/* Write both again, without having KVM know of it otherwise. */
@@ -1312,7 +1330,7 @@ TEST(host_perf_events)
 	cpu = pin_self_to_any_cpu();
 
 	vms[0] = vm_create_with_one_vcpu(&vcpu, guest_context_switch);
-	vms[1] = vm_create_with_one_vcpu(&reader, guest_reader);
+	vms[1] = vm_create_with_one_vcpu(&reader, guest_rdpmc_reader);
 	vms[2] = vm_create_with_one_vcpu(&full, guest_context_switch);
 	vcpu_args_set(vcpu, 2, SLOTS_A, METRICS_A);
 
@@ -1553,7 +1571,7 @@ TEST(host_rdpmc)
 	vcpu_args_set(vcpu, 2, SLOTS_A, METRICS_A);
 
 	for (i = 0; i < NR_SWITCHES; i++) {
-		if (i & 1) {
+		if (i % 3) {
 			run_vcpu_to_sync(vcpu);
 		} else {
 			open_host_group(fds, -1);
@@ -1914,6 +1932,7 @@ static void l2_counting(void)
 	wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, 0);
 	GUEST_SYNC(0);
 	assert_counting(0);
+	wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, SLOTS_ENABLE);
 	vmcall();
 
 	/* VM-Entry loads a value, once. */
@@ -1950,7 +1969,7 @@ static void l1_counting(struct vmx_pages *vmx)
 	assert_counting(NESTED_CTRL);
 
 	run_l2(true);
-	assert_counting(0);
+	assert_counting(SLOTS_ENABLE);
 
 	/* The field is legal iff the vCPU has PERF_METRICS, as is the MSR's bit. */
 	vmwrite(VM_ENTRY_CONTROLS,
@@ -2078,6 +2097,9 @@ static void l1_end_of_use(struct vmx_pages *vmx)
 /* Verify KVM doesn't stop to save what L2 may write directly. */
 TEST(nested_end_of_use)
 {
+	struct kvm_msr_filter filter = {
+		.flags = KVM_MSR_FILTER_DEFAULT_ALLOW,
+	};
 	struct kvm_vcpu *vcpu, *spy;
 	struct kvm_vm *vms[2];
 	gva_t vmx_pages_gva;
@@ -2094,8 +2116,12 @@ TEST(nested_end_of_use)
 	vms[1] = vm_create_with_one_vcpu(&spy, guest_spy);
 	vcpu_args_set(spy, 1, FEW_SLOTS);
 
-	for (i = 0; i <= NR_SWITCHES; i++)
+	for (i = 0; i < NR_SWITCHES; i++)
 		run_vcpu_to_sync(vcpu);
+
+	/* Have KVM recalculate what it intercepts. */
+	vm_ioctl(vms[0], KVM_X86_SET_MSR_FILTER, &filter);
+	run_vcpu_to_sync(vcpu);
 	run_vcpu_to_sync(spy);
 	run_vcpu_to_done(vcpu);
 
