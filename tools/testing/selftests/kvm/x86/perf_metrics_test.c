@@ -976,16 +976,7 @@ static void assert_no_counts(u64 slots, u64 metrics)
 	GUEST_ASSERT_EQ(_rdpmc(INTEL_RDPMC_METRICS), metrics);
 }
 
-/* Assert that registers that were never written are zero. */
-static void guest_reader(void)
-{
-	for (;;) {
-		assert_no_counts(0, zero_metrics);
-		GUEST_SYNC(0);
-	}
-}
-
-/* The same by RDPMC alone, and twice, as the first one may exit. */
+/* Assert that registers that were never written are zero, twice, as one may exit. */
 static void guest_rdpmc_reader(void)
 {
 	int i;
@@ -995,6 +986,21 @@ static void guest_rdpmc_reader(void)
 			GUEST_ASSERT_EQ(_rdpmc(INTEL_RDPMC_METRICS), zero_metrics);
 			GUEST_ASSERT_EQ(_rdpmc(RDPMC_SLOTS), 0);
 		}
+		GUEST_SYNC(0);
+	}
+}
+
+/* The same by RDMSR first. */
+static void guest_reader(void)
+{
+	int i;
+
+	for (;;) {
+		for (i = 0; i < 2; i++) {
+			GUEST_ASSERT_EQ(rdmsr(MSR_PERF_METRICS), zero_metrics);
+			GUEST_ASSERT_EQ(rdmsr(MSR_SLOTS), 0);
+		}
+		assert_no_counts(0, zero_metrics);
 		GUEST_SYNC(0);
 	}
 }
@@ -1061,6 +1067,19 @@ static void guest_slots_only(void)
 	}
 }
 
+/* Have each CPU know other values if the vCPU is run once on each. */
+static void guest_moved(void)
+{
+	u64 slots = SLOTS_A;
+
+	for (;;) {
+		write_topdown(slots, METRICS_A);
+		GUEST_SYNC(0);
+		assert_topdown(slots, METRICS_A);
+		slots++;
+	}
+}
+
 /* Read an MSR of the host, return false if that's not possible. */
 static bool read_host_msr(int cpu, u32 msr, u64 *val)
 {
@@ -1089,8 +1108,8 @@ static const u64 spied_slots[] = { FEW_SLOTS, SLOTS_A, BIT_ULL(40) };
 TEST(context_switch)
 {
 	struct kvm_vcpu *a, *b, *reader, *rdpmc_reader, *counting, *never_write, *slots_only;
-	struct kvm_vcpu *hidden[3], *spies[3];
-	struct kvm_vm *vms[13];
+	struct kvm_vcpu *hidden[3], *spies[3], *moved;
+	struct kvm_vm *vms[14];
 	u64 slots = 0, last;
 	int i, j, k, cpu;
 	cpu_set_t cpus;
@@ -1103,6 +1122,7 @@ TEST(context_switch)
 	hide_perf_metrics(slots_only);
 	vms[11] = vm_create_with_one_vcpu(&never_write, guest_never_write);
 	vms[12] = vm_create_with_one_vcpu(&rdpmc_reader, guest_rdpmc_reader);
+	vms[13] = vm_create_with_one_vcpu(&moved, guest_moved);
 	for (i = 0; i < ARRAY_SIZE(hidden); i++) {
 		vms[5 + i] = vm_create_with_one_vcpu(&hidden[i], guest_hidden_counts);
 		vcpu_args_set(hidden[i], 2, spied_slots[i], i);
@@ -1116,6 +1136,8 @@ TEST(context_switch)
 	cpu = pin_self_to_any_cpu();
 
 	for (i = 0; i < NR_SWITCHES / 2; i++) {
+		/* First and last, i.e. come back to a CPU that nobody else used. */
+		run_vcpu_to_sync(moved);
 		run_vcpu_to_sync(a);
 		run_vcpu_to_sync(rdpmc_reader);
 		run_vcpu_to_sync(a);
@@ -1141,6 +1163,7 @@ TEST(context_switch)
 			run_vcpu_to_hidden_counts(hidden[j]);
 			run_vcpu_to_sync(counting);
 		}
+		run_vcpu_to_sync(moved);
 
 		if (i < NR_SWITCHES / 4)
 			continue;
@@ -1198,9 +1221,15 @@ static void guest_end_of_use(void)
 			assert_topdown(SLOTS_A, METRICS_A);
 	}
 
+	/* Don't use them but by RDPMC, which may exit the first time. */
+	for (i = 0; i < 2; i++) {
+		GUEST_ASSERT_EQ(_rdpmc(RDPMC_SLOTS), SLOTS_A);
+		GUEST_ASSERT_METRICS(_rdpmc(INTEL_RDPMC_METRICS), METRICS_A & metrics_mask);
+	}
+
 	/* Write both again, without having KVM know of it otherwise. */
 	write_topdown(SLOTS_B, METRICS_B);
-	GUEST_SYNC(i);
+	GUEST_SYNC(NR_SWITCHES);
 	assert_topdown(SLOTS_B, METRICS_B);
 	GUEST_DONE();
 }
@@ -1352,6 +1381,9 @@ TEST(host_perf_events)
 			    "The host's SLOTS can't be %lu", group.slots);
 		close(fd);
 
+		/* What it counted is still there. */
+		run_vcpu_to_sync(reader);
+
 		open_host_group(fds, i ? cpu : -1);
 		for (j = 0; j < NR_SWITCHES / 4; j++) {
 			run_vcpu_to_sync(reader);
@@ -1359,6 +1391,7 @@ TEST(host_perf_events)
 		}
 		assert_host_group(fds[0]);
 		close_host_group(fds);
+		run_vcpu_to_sync(reader);
 	}
 	run_vcpu_to_done(vcpu);
 
@@ -2015,7 +2048,11 @@ TEST(nested_counting)
 
 		TEST_ASSERT_EQ(vcpu_get_msr(vcpu, MSR_CORE_PERF_GLOBAL_CTRL), expected);
 
+		/* Leaving L2 for the sake of userspace isn't a VM-Exit for L1. */
 		state = vcpu_save_state(vcpu);
+		vcpu_nested_state_set(vcpu, &state->nested);
+		TEST_ASSERT_EQ(vcpu_get_msr(vcpu, MSR_CORE_PERF_GLOBAL_CTRL), expected);
+
 		kvm_vm_release(vm);
 		vcpu = vm_recreate_with_one_vcpu(vm);
 		vcpu_load_state(vcpu, state);
