@@ -195,6 +195,9 @@ static void guest_access_perf_metrics(bool expect_gp)
 {
 	u64 ctrl = 0, caps, ign;
 
+	/* KVM may well pass something through to those who use SLOTS alone. */
+	wrmsr_safe(MSR_SLOTS, 0);
+
 	/* What is enumerated has to work. */
 	if (!rdmsr_safe(MSR_IA32_PERF_CAPABILITIES, &caps))
 		GUEST_ASSERT_EQ(!(caps & PMU_CAP_PERF_METRICS), expect_gp);
@@ -294,7 +297,8 @@ static void guest_direct_access(void)
 	GUEST_SYNC(0);
 
 	for (i = 0; i < NR_ACCESSES; i++) {
-		wrmsr(MSR_PERF_METRICS, METRICS_B & metrics_mask);
+		write_topdown(SLOTS_B, METRICS_B);
+		rdmsr(MSR_SLOTS);
 		rdmsr(MSR_PERF_METRICS);
 		if (!rdpmc_exits)
 			_rdpmc(INTEL_RDPMC_METRICS);
@@ -320,6 +324,40 @@ KVM_ONE_VCPU_TEST(perf_metrics, direct_access, guest_direct_access)
 
 	TEST_ASSERT(nr_exits < NR_ACCESSES / 2,
 		    "%lu exits for %u accesses of each kind", nr_exits, NR_ACCESSES);
+}
+
+static void guest_direct_reads(int kind)
+{
+	int i;
+
+	for (i = 0; i < NR_ACCESSES; i++) {
+		if (!kind)
+			rdmsr(MSR_SLOTS);
+		else if (kind == 1)
+			rdmsr(MSR_PERF_METRICS);
+		else if (!rdpmc_exits)
+			_rdpmc(INTEL_RDPMC_FIXED);
+	}
+	GUEST_DONE();
+}
+
+/* Verify reads don't exit, of topdown nor of others, if the guest never writes. */
+TEST(direct_reads)
+{
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+	u64 nr_exits;
+	int i;
+
+	for (i = 0; i < 3; i++) {
+		vm = vm_create_with_one_vcpu(&vcpu, guest_direct_reads);
+		vcpu_args_set(vcpu, 1, i);
+		run_vcpu_to_done(vcpu);
+		nr_exits = vcpu_get_stat(vcpu, exits);
+		TEST_ASSERT(nr_exits < NR_ACCESSES / 2,
+			    "%lu exits for %u reads of kind %d", nr_exits, NR_ACCESSES, i);
+		kvm_vm_free(vm);
+	}
 }
 
 #define NR_LOOPS	10000
@@ -394,7 +432,7 @@ static void guest_assert_plausible_metrics(u64 metrics)
 
 	/*
 	 * Each of the metrics is rounded by at most 0.5, and once more if KVM
-	 * saves and restores the fractions because of an exit.
+	 * restores the fractions because somebody else had the registers.
 	 */
 	__GUEST_ASSERT(abs(sum - 255) <= 4,
 		       "Level 1 of 0x%lx sums up to %d, not to 255", metrics, sum);
@@ -492,11 +530,13 @@ static void guest_frequent_exits(void)
 
 /*
  * Verify changes that are too small to make a difference between any two exits
- * do add up, i.e. that KVM doesn't save and restore, and thereby round, the metrics
- * for the sake of exits that it handles right away.
+ * do add up, i.e. that KVM doesn't restore, and thereby round, the metrics for the
+ * sake of exits.
  */
 KVM_ONE_VCPU_TEST(perf_metrics, frequent_exits, guest_frequent_exits)
 {
+	/* Moving to another CPU does round. */
+	pin_self_to_any_cpu();
 	run_vcpu_to_done(vcpu);
 }
 
@@ -946,8 +986,8 @@ enum exit_kind {
 };
 
 /*
- * Have PERF_METRICS count, or be written, and then zero SLOTS alone, so that there
- * are counts that neither register shows.  Don't ever enable SLOTS.
+ * Write both, and then zero SLOTS alone, so that hardware may keep counts that
+ * neither register shows.  Don't ever enable SLOTS.
  */
 static void guest_hidden_counts(u64 slots, enum exit_kind exit_kind)
 {
@@ -997,8 +1037,8 @@ static void guest_reader(void)
 
 	for (;;) {
 		for (i = 0; i < 2; i++) {
-			GUEST_ASSERT_EQ(rdmsr(MSR_PERF_METRICS), zero_metrics);
 			GUEST_ASSERT_EQ(rdmsr(MSR_SLOTS), 0);
+			GUEST_ASSERT_EQ(rdmsr(MSR_PERF_METRICS), zero_metrics);
 		}
 		assert_no_counts(0, zero_metrics);
 		GUEST_SYNC(0);
@@ -1021,7 +1061,7 @@ static void guest_spy(u64 slots)
 	}
 }
 
-/* Assert that counting starts from zero, without having written zeros first. */
+/* Count from the zeros that were written last, before others had the registers. */
 static void guest_count_from_zero(void)
 {
 	for (;;) {
@@ -1186,15 +1226,22 @@ static void guest_newborn(void)
 
 /*
  * Verify a vCPU doesn't take over what a destroyed one left in hardware, not even if
- * both are the same for all that KVM can see, i.e. live at the same address.
+ * both are the same for all that KVM can see, i.e. live at the same address, which
+ * they may or may not.
  */
 TEST(destroyed_vcpu)
 {
+	struct kvm_vm *vm, *other = vm_create_barebones();
 	struct kvm_vcpu *vcpu;
-	struct kvm_vm *vm;
+	cpu_set_t cpus;
 	int i;
 
-	pin_self_to_cpu(0);
+	/* Zero may be how the CPU of a vCPU that never ran is initialized. */
+	TEST_ASSERT(!sched_getaffinity(0, sizeof(cpus), &cpus), "sched_getaffinity() failed");
+	if (CPU_ISSET(0, &cpus))
+		pin_self_to_cpu(0);
+	else
+		pin_self_to_any_cpu();
 
 	for (i = 0; i < NR_SWITCHES; i++) {
 		vm = vm_create_with_one_vcpu(&vcpu, guest_context_switch);
@@ -1208,6 +1255,9 @@ TEST(destroyed_vcpu)
 		run_vcpu_to_done(vcpu);
 		kvm_vm_free(vm);
 	}
+
+	/* With the last VM, virtualization would have been disabled. */
+	kvm_vm_free(other);
 }
 
 static void guest_end_of_use(void)
@@ -1226,36 +1276,61 @@ static void guest_end_of_use(void)
 		GUEST_ASSERT_EQ(_rdpmc(RDPMC_SLOTS), SLOTS_A);
 		GUEST_ASSERT_METRICS(_rdpmc(INTEL_RDPMC_METRICS), METRICS_A & metrics_mask);
 	}
+	GUEST_SYNC(NR_SWITCHES);
 
 	/* Write both again, without having KVM know of it otherwise. */
 	write_topdown(SLOTS_B, METRICS_B);
-	GUEST_SYNC(NR_SWITCHES);
+	GUEST_SYNC(NR_SWITCHES + 1);
 	assert_topdown(SLOTS_B, METRICS_B);
 	GUEST_DONE();
 }
 
+/* Go on counting, without KVM being told again. */
+static void guest_no_end_of_use(void)
+{
+	wrmsr(MSR_CORE_PERF_FIXED_CTR_CTRL, SLOTS_OS);
+	wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, SLOTS_ENABLE);
+	for (;;) {
+		branch_workload();
+		GUEST_SYNC(0);
+	}
+}
+
 /*
  * Verify values persist if a vCPU doesn't use topdown for so long that KVM may stop
- * to save them, and that KVM then notices that the vCPU uses topdown again.
+ * to save them, and that KVM then notices that the vCPU uses topdown again.  Verify
+ * KVM doesn't stop to save what counts.
  */
 TEST(end_of_use)
 {
-	struct kvm_vcpu *vcpu, *spy;
-	struct kvm_vm *vms[2];
+	struct kvm_vcpu *vcpu, *spy, *rdpmc_reader, *counting;
+	u64 slots = 0, last;
+	struct kvm_vm *vms[4];
 	int i;
 
 	pin_self_to_any_cpu();
 
 	vms[0] = vm_create_with_one_vcpu(&vcpu, guest_end_of_use);
 	vms[1] = vm_create_with_one_vcpu(&spy, guest_spy);
+	vms[2] = vm_create_with_one_vcpu(&rdpmc_reader, guest_rdpmc_reader);
+	vms[3] = vm_create_with_one_vcpu(&counting, guest_no_end_of_use);
 	vcpu_args_set(spy, 1, FEW_SLOTS);
 
-	for (i = 0; i <= NR_SWITCHES; i++) {
+	for (i = 0; i <= NR_SWITCHES + 1; i++) {
 		run_vcpu_to_sync(vcpu);
-		if (i % 4 == 3 || i == NR_SWITCHES)
+		run_vcpu_to_sync(rdpmc_reader);
+		if (i % 4 == 3 || i > NR_SWITCHES)
 			run_vcpu_to_sync(spy);
 	}
 	run_vcpu_to_done(vcpu);
+
+	for (i = 0; i < NR_SWITCHES; i++) {
+		last = slots;
+		run_vcpu_to_sync(counting);
+		slots = vcpu_get_msr(counting, MSR_SLOTS);
+		TEST_ASSERT(slots > last, "SLOTS is %lu after %lu", slots, last);
+		run_vcpu_to_sync(spy);
+	}
 
 	for (i = 0; i < ARRAY_SIZE(vms); i++)
 		kvm_vm_free(vms[i]);
@@ -1462,7 +1537,7 @@ TEST(host_perf_events_while_running)
 TEST(host_adds_metrics)
 {
 	struct host_group before = {}, after = {}, alone = {};
-	int fds[2];
+	int fds[3];
 
 	if (!can_open_host_events())
 		SKIP(return, "can't open host events: %s", strerror(errno));
@@ -1487,8 +1562,35 @@ TEST(host_adds_metrics)
 		    "%lu slots after opening a metric, %lu before",
 		    after.slots - before.slots, alone.slots);
 
+	/* A metric that comes when others have counted doesn't make them lose anything. */
+	branch_workload();
+	fds[2] = open_host_event(HOST_METRIC(BAD_SPECULATION), fds[0], false, -1);
+	TEST_ASSERT(fds[2] >= 0, "Opening the host's second metric failed");
+	branch_workload();
+	before = after;
+	TEST_ASSERT(read(fds[0], &after, sizeof(after)) > 0, "Reading the host's SLOTS failed");
+	TEST_ASSERT(after.slots - before.slots > alone.slots / 2 * 3,
+		    "%lu slots in twice as long as %lu", after.slots - before.slots, alone.slots);
+
+	close(fds[2]);
 	close(fds[1]);
 	close(fds[0]);
+}
+
+/* Wait for a task to sleep, or to be stopped, in the kernel. */
+static void wait_for_task(pid_t pid, char state)
+{
+	char path[32], line[256], *s;
+	FILE *stat;
+
+	snprintf(path, sizeof(path), "/proc/%d/stat", pid);
+	do {
+		usleep(1000);
+		stat = fopen(path, "r");
+		TEST_ASSERT(stat && fgets(line, sizeof(line), stat), "Reading %s failed", path);
+		fclose(stat);
+		s = strrchr(line, ')');
+	} while (!s || s[2] != state);
 }
 
 /*
@@ -1518,8 +1620,7 @@ TEST(host_tasks)
 		if (!pid)
 			exit(pause());
 
-		/* Wait for it to sleep in the kernel. */
-		usleep(50000);
+		wait_for_task(pid, 'S');
 		attr.config = HOST_SLOTS;
 		fds[0] = syscall(__NR_perf_event_open, &attr, pid, -1, -1, 0);
 		attr.config = HOST_METRIC(RETIRING);
@@ -1797,7 +1898,7 @@ KVM_ONE_VCPU_TEST(perf_metrics, random_accesses, guest_random_accesses)
 	u8 nr_fixed = kvm_cpu_property(X86_PROPERTY_PMU_NR_FIXED_COUNTERS);
 	const u64 global_bits = GENMASK_ULL(nr_gp - 1, 0) | GENMASK_ULL(32 + nr_fixed - 1, 32) |
 				PERF_METRICS_BIT;
-	/* All but overflows of counters can be set by userspace, but not by software. */
+	/* Userspace may also set CondChgd, which software can't. */
 	const u64 status_bits = global_bits | BIT_ULL(62) | BIT_ULL(63);
 	u64 fixed_ctrl_bits = 0, val;
 	bool legal;
@@ -2129,6 +2230,55 @@ static void l1_end_of_use(struct vmx_pages *vmx)
 	run_l2(true);
 	assert_topdown(SLOTS_B, METRICS_B);
 	GUEST_DONE();
+}
+
+static void l2_nothing(void)
+{
+	vmcall();
+}
+
+static void l1_store_list(struct vmx_pages *vmx, struct vmx_msr_entry *msrs, u64 msrs_gpa)
+{
+	int i;
+
+	GUEST_ASSERT(prepare_for_vmx_operation(vmx));
+	GUEST_ASSERT(load_vmcs(vmx));
+	prepare_vmcs(vmx, l2_nothing);
+
+	/* VM-Exit is what uses topdown first. */
+	msrs[0] = (struct vmx_msr_entry) { MSR_SLOTS };
+	vmwrite(VM_EXIT_MSR_STORE_ADDR, msrs_gpa);
+	vmwrite(VM_EXIT_MSR_STORE_COUNT, 1);
+	run_l2(true);
+	GUEST_SYNC(0);
+
+	for (i = 0; !rdpmc_exits && i < NR_ACCESSES; i++)
+		_rdpmc(RDPMC_SLOTS);
+	GUEST_DONE();
+}
+
+/* Verify KVM changes L1's intercepts if it is still busy leaving L2. */
+TEST(nested_store_list)
+{
+	gva_t vmx_pages_gva, msrs_gva;
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+	u64 nr_exits;
+
+	if (!kvm_cpu_has(X86_FEATURE_VMX))
+		SKIP(return, "nested VMX isn't supported");
+
+	vm = vm_create_with_one_vcpu(&vcpu, l1_store_list);
+	vcpu_alloc_vmx(vm, &vmx_pages_gva);
+	msrs_gva = vm_alloc_page(vm);
+	vcpu_args_set(vcpu, 3, vmx_pages_gva, msrs_gva, addr_gva2gpa(vm, msrs_gva));
+
+	run_vcpu_to_sync(vcpu);
+	nr_exits = vcpu_get_stat(vcpu, exits);
+	run_vcpu_to_done(vcpu);
+	nr_exits = vcpu_get_stat(vcpu, exits) - nr_exits;
+	TEST_ASSERT(nr_exits < NR_ACCESSES / 2, "%lu exits for %u RDPMCs", nr_exits, NR_ACCESSES);
+	kvm_vm_free(vm);
 }
 
 /* Verify KVM doesn't stop to save what L2 may write directly. */
