@@ -1304,8 +1304,8 @@ static void guest_no_end_of_use(void)
 TEST(end_of_use)
 {
 	struct kvm_vcpu *vcpu, *spy, *rdpmc_reader, *counting;
-	u64 slots = 0, last;
 	struct kvm_vm *vms[4];
+	u64 slots = 0, last;
 	int i;
 
 	pin_self_to_any_cpu();
