@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * A task on each CPU that wakes every so many microseconds, which preempts what runs
- * there, and goes to sleep again. It uses no counter. Ended by SIGTERM, it says how
- * often each of the tasks woke up.
+ * Tasks on each CPU that wake every so many microseconds, which preempts what runs
+ * there, and go to sleep again. They use no counter. Ended by SIGTERM, says how often
+ * each of the tasks woke up.
  *
- * Usage: restless MICROSECONDS
+ * Usage: restless MICROSECONDS...
  */
 #define _GNU_SOURCE
 #include <err.h>
@@ -45,33 +45,35 @@ static void be_restless(int cpu, useconds_t period, volatile unsigned long *wake
 
 int main(int argc, char *argv[])
 {
-	useconds_t period = argc == 2 ? strtoul(argv[1], NULL, 0) : 0;
-	int cpus = sysconf(_SC_NPROCESSORS_ONLN), signal;
+	int cpus = sysconf(_SC_NPROCESSORS_ONLN), periods = argc - 1, signal;
 	volatile unsigned long *wakeups;
 	double start = now();
 	sigset_t set;
 
-	if (!period)
+	if (periods < 1)
 		errx(1, "say every how many microseconds");
-	wakeups = mmap(NULL, cpus * sizeof(*wakeups), PROT_READ | PROT_WRITE,
+	wakeups = mmap(NULL, cpus * periods * sizeof(*wakeups), PROT_READ | PROT_WRITE,
 		       MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (wakeups == MAP_FAILED)
 		err(1, "mmap");
 	sigemptyset(&set);
 	sigaddset(&set, SIGTERM);
 	sigprocmask(SIG_BLOCK, &set, NULL);
-	for (int cpu = 0; cpu < cpus; cpu++) {
+	for (int i = 0; i < cpus * periods; i++) {
+		useconds_t period = strtoul(argv[1 + i % periods], NULL, 0);
 		pid_t child = fork();
 
 		if (child < 0)
 			err(1, "fork");
+		if (!period)
+			errx(1, "'%s' are no microseconds", argv[1 + i % periods]);
 		if (!child)
-			be_restless(cpu, period, &wakeups[cpu]);
+			be_restless(i / periods, period, &wakeups[i]);
 	}
 	sigwait(&set, &signal);
-	for (int cpu = 0; cpu < cpus; cpu++)
-		printf("restless every %u us: CPU %d woke up %lu times, once in %.0f us\n",
-		       period, cpu, wakeups[cpu],
-		       (now() - start) / (wakeups[cpu] ? wakeups[cpu] : 1));
+	for (int i = 0; i < cpus * periods; i++)
+		printf("restless every %s us: CPU %d woke up %lu times, once in %.0f us\n",
+		       argv[1 + i % periods], i / periods, wakeups[i],
+		       (now() - start) / (wakeups[i] ? wakeups[i] : 1));
 	return 0;
 }
