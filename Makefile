@@ -2,7 +2,6 @@
 # Entry points only; the work is done by the scripts they call.
 
 .DEFAULT_GOAL := help
-export TESTS SERIES KDIR KERNEL CPU CPUS CMDLINE TIMEOUT FULL SHARD JOBS LOGS DEMO GATES
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -17,7 +16,7 @@ shell: ## the same, but give a shell in the emulated host
 demo: ## perf stat --topdown in a Linux guest, beside the host, with and without the series
 	@scripts/demo
 
-test: ## every gate: series, emulator, scripts, lab (FULL=1: all cells; SHARD=1/3: a third)
+test: ## every gate: series, emulator, scripts, lab (FULL=1: all cells;=1/3: a third)
 	@scripts/check
 
 report: ## one HTML page of what make demo and make test have found
