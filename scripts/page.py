@@ -91,8 +91,8 @@ class Page:
     """The results of a run of make demo and one of make test, either of which may be missing."""
 
     def __init__(self, demo_logs, gate_logs_):
-        self.demo_logs = Path(demo_logs) if demo_logs else None
-        self.logs = Path(gate_logs_) if gate_logs_ else None
+        self.demo_logs = Path(demo_logs).resolve() if demo_logs else None
+        self.logs = Path(gate_logs_).resolve() if gate_logs_ else None
         self.demo = read_demo(self.demo_logs / 'demo.tsv') if self.demo_logs else None
         lines = (self.logs / 'gates.tap').read_text(errors='replace').splitlines() if self.logs else []
         self.gates = read_ktap(lines)
@@ -106,7 +106,8 @@ class Page:
 
     def source(self, path):
         """Which run a number is from."""
-        return f'<p class="none">From {code(path.parent.name + "/" + path.name)}, {when(path)}.</p>\n'
+        run = self.logs if self.logs and path.is_relative_to(self.logs) else self.demo_logs
+        return f'<p class="none">From {code(path.relative_to(run.parent))}, {when(path)}.</p>\n'
 
     # The verdict.
 
