@@ -132,8 +132,7 @@ boot_to_the_end() { # DIRECTORY COMMAND...
 	local directory=$1 status=0
 	shift
 	mkdir -p "$directory"
-	LOGS=$directory "$@" >"$directory/output" 2>&1 || status=$?
-	cat "$directory/output"
+	LOGS=$directory "$@" 2>&1 | tee "$directory/output" || status=${PIPESTATUS[0]}
 	[ "$status" -le 1 ] ||
 		die "the lab did not finish cleanly, see $directory: $(grep -A 1 -E '^error: |^trouble on the console' "$directory/output" | tail -n 1)"
 }
