@@ -270,6 +270,18 @@ KVM_ONE_VCPU_TEST(perf_metrics, enumeration, guest_access_perf_metrics)
 
 #define NR_ACCESSES	1000
 
+/*
+ * Assert that accesses don't exit.  Be generous with regard to the number of exits,
+ * the host may receive any number of interrupts in the meantime.
+ */
+static void assert_few_exits(struct kvm_vcpu *vcpu, u64 nr_exits_before)
+{
+	u64 nr_exits = vcpu_get_stat(vcpu, exits) - nr_exits_before;
+
+	TEST_ASSERT(nr_exits < NR_ACCESSES / 2,
+		    "%lu exits for %u accesses of each kind", nr_exits, NR_ACCESSES);
+}
+
 static void guest_direct_access(void)
 {
 	int i;
@@ -309,8 +321,7 @@ static void guest_direct_access(void)
 
 /*
  * Verify the guest reads what it wrote, by RDMSR and by RDPMC, and that the
- * accesses don't exit.  Be generous with regard to the number of exits, the host
- * may receive any number of interrupts in the meantime.
+ * accesses don't exit.
  */
 KVM_ONE_VCPU_TEST(perf_metrics, direct_access, guest_direct_access)
 {
@@ -320,10 +331,7 @@ KVM_ONE_VCPU_TEST(perf_metrics, direct_access, guest_direct_access)
 
 	nr_exits = vcpu_get_stat(vcpu, exits);
 	run_vcpu_to_done(vcpu);
-	nr_exits = vcpu_get_stat(vcpu, exits) - nr_exits;
-
-	TEST_ASSERT(nr_exits < NR_ACCESSES / 2,
-		    "%lu exits for %u accesses of each kind", nr_exits, NR_ACCESSES);
+	assert_few_exits(vcpu, nr_exits);
 }
 
 static void guest_direct_reads(int kind)
@@ -346,16 +354,13 @@ TEST(direct_reads)
 {
 	struct kvm_vcpu *vcpu;
 	struct kvm_vm *vm;
-	u64 nr_exits;
 	int i;
 
 	for (i = 0; i < 3; i++) {
 		vm = vm_create_with_one_vcpu(&vcpu, guest_direct_reads);
 		vcpu_args_set(vcpu, 1, i);
 		run_vcpu_to_done(vcpu);
-		nr_exits = vcpu_get_stat(vcpu, exits);
-		TEST_ASSERT(nr_exits < NR_ACCESSES / 2,
-			    "%lu exits for %u reads of kind %d", nr_exits, NR_ACCESSES, i);
+		assert_few_exits(vcpu, 0);
 		kvm_vm_free(vm);
 	}
 }
@@ -1577,8 +1582,8 @@ TEST(host_adds_metrics)
 	close(fds[0]);
 }
 
-/* Wait for a task to sleep, or to be stopped, in the kernel. */
-static void wait_for_task(pid_t pid, char state)
+/* Wait for a task to sleep in the kernel. */
+static void wait_for_sleep(pid_t pid)
 {
 	char path[32], line[256], *s;
 	FILE *stat;
@@ -1590,7 +1595,7 @@ static void wait_for_task(pid_t pid, char state)
 		TEST_ASSERT(stat && fgets(line, sizeof(line), stat), "Reading %s failed", path);
 		fclose(stat);
 		s = strrchr(line, ')');
-	} while (!s || s[2] != state);
+	} while (!s || s[2] != 'S');
 }
 
 /*
@@ -1620,7 +1625,7 @@ TEST(host_tasks)
 		if (!pid)
 			exit(pause());
 
-		wait_for_task(pid, 'S');
+		wait_for_sleep(pid);
 		attr.config = HOST_SLOTS;
 		fds[0] = syscall(__NR_perf_event_open, &attr, pid, -1, -1, 0);
 		attr.config = HOST_METRIC(RETIRING);
@@ -2008,6 +2013,17 @@ static void l1_guest_code(struct vmx_pages *vmx, struct vmx_msr_entry *msrs, u64
 	GUEST_DONE();
 }
 
+/* Create a VM with a vCPU for L1 code, which gets what VMX takes and a page for MSRs. */
+static struct kvm_vm *vm_create_with_l1(struct kvm_vcpu **vcpu, void *l1_code)
+{
+	struct kvm_vm *vm = vm_create_with_one_vcpu(vcpu, l1_code);
+	gva_t vmx_pages_gva, msrs_gva = vm_alloc_page(vm);
+
+	vcpu_alloc_vmx(vm, &vmx_pages_gva);
+	vcpu_args_set(*vcpu, 3, vmx_pages_gva, msrs_gva, addr_gva2gpa(vm, msrs_gva));
+	return vm;
+}
+
 /*
  * Verify L1 and L2 share PERF_METRICS, that L2's accesses don't exit if L1 doesn't
  * want to intercept them, that they do exit to L1 if L1 does, and that PERF_METRICS
@@ -2015,7 +2031,6 @@ static void l1_guest_code(struct vmx_pages *vmx, struct vmx_msr_entry *msrs, u64
  */
 TEST(nested)
 {
-	gva_t vmx_pages_gva, msrs_gva;
 	struct kvm_vcpu *vcpu;
 	struct kvm_vm *vm;
 	u64 nr_exits;
@@ -2023,17 +2038,12 @@ TEST(nested)
 	if (!kvm_cpu_has(X86_FEATURE_VMX))
 		SKIP(return, "nested VMX isn't supported");
 
-	vm = vm_create_with_one_vcpu(&vcpu, l1_guest_code);
-	vcpu_alloc_vmx(vm, &vmx_pages_gva);
-	msrs_gva = vm_alloc_page(vm);
-	vcpu_args_set(vcpu, 3, vmx_pages_gva, msrs_gva, addr_gva2gpa(vm, msrs_gva));
+	vm = vm_create_with_l1(&vcpu, l1_guest_code);
 
 	run_vcpu_to_sync(vcpu);
 	nr_exits = vcpu_get_stat(vcpu, exits);
 	run_vcpu_to_sync(vcpu);
-	nr_exits = vcpu_get_stat(vcpu, exits) - nr_exits;
-	TEST_ASSERT(nr_exits < NR_ACCESSES / 2,
-		    "%lu exits for %u accesses of each kind", nr_exits, NR_ACCESSES);
+	assert_few_exits(vcpu, nr_exits);
 
 	run_vcpu_to_done(vcpu);
 	kvm_vm_free(vm);
@@ -2133,16 +2143,13 @@ TEST(nested_counting)
 {
 	struct kvm_x86_state *state;
 	struct kvm_vcpu *vcpu;
-	gva_t vmx_pages_gva;
 	struct kvm_vm *vm;
 	int i;
 
 	if (!kvm_cpu_has(X86_FEATURE_VMX))
 		SKIP(return, "nested VMX isn't supported");
 
-	vm = vm_create_with_one_vcpu(&vcpu, l1_counting);
-	vcpu_alloc_vmx(vm, &vmx_pages_gva);
-	vcpu_args_set(vcpu, 1, vmx_pages_gva);
+	vm = vm_create_with_l1(&vcpu, l1_counting);
 
 	for (i = 0; i < 4; i++) {
 		u64 expected = run_vcpu_to_sync(vcpu);
@@ -2191,15 +2198,12 @@ static void l1_rdpmc(struct vmx_pages *vmx)
 TEST(nested_rdpmc)
 {
 	struct kvm_vcpu *vcpu;
-	gva_t vmx_pages_gva;
 	struct kvm_vm *vm;
 
 	if (!kvm_cpu_has(X86_FEATURE_VMX))
 		SKIP(return, "nested VMX isn't supported");
 
-	vm = vm_create_with_one_vcpu(&vcpu, l1_rdpmc);
-	vcpu_alloc_vmx(vm, &vmx_pages_gva);
-	vcpu_args_set(vcpu, 1, vmx_pages_gva);
+	vm = vm_create_with_l1(&vcpu, l1_rdpmc);
 	run_vcpu_to_sync(vcpu);
 	run_vcpu_to_done(vcpu);
 	kvm_vm_free(vm);
@@ -2260,7 +2264,6 @@ static void l1_store_list(struct vmx_pages *vmx, struct vmx_msr_entry *msrs, u64
 /* Verify KVM changes L1's intercepts if it is still busy leaving L2. */
 TEST(nested_store_list)
 {
-	gva_t vmx_pages_gva, msrs_gva;
 	struct kvm_vcpu *vcpu;
 	struct kvm_vm *vm;
 	u64 nr_exits;
@@ -2268,16 +2271,12 @@ TEST(nested_store_list)
 	if (!kvm_cpu_has(X86_FEATURE_VMX))
 		SKIP(return, "nested VMX isn't supported");
 
-	vm = vm_create_with_one_vcpu(&vcpu, l1_store_list);
-	vcpu_alloc_vmx(vm, &vmx_pages_gva);
-	msrs_gva = vm_alloc_page(vm);
-	vcpu_args_set(vcpu, 3, vmx_pages_gva, msrs_gva, addr_gva2gpa(vm, msrs_gva));
+	vm = vm_create_with_l1(&vcpu, l1_store_list);
 
 	run_vcpu_to_sync(vcpu);
 	nr_exits = vcpu_get_stat(vcpu, exits);
 	run_vcpu_to_done(vcpu);
-	nr_exits = vcpu_get_stat(vcpu, exits) - nr_exits;
-	TEST_ASSERT(nr_exits < NR_ACCESSES / 2, "%lu exits for %u RDPMCs", nr_exits, NR_ACCESSES);
+	assert_few_exits(vcpu, nr_exits);
 	kvm_vm_free(vm);
 }
 
@@ -2289,7 +2288,6 @@ TEST(nested_end_of_use)
 	};
 	struct kvm_vcpu *vcpu, *spy;
 	struct kvm_vm *vms[2];
-	gva_t vmx_pages_gva;
 	int i;
 
 	if (!kvm_cpu_has(X86_FEATURE_VMX))
@@ -2297,9 +2295,7 @@ TEST(nested_end_of_use)
 
 	pin_self_to_any_cpu();
 
-	vms[0] = vm_create_with_one_vcpu(&vcpu, l1_end_of_use);
-	vcpu_alloc_vmx(vms[0], &vmx_pages_gva);
-	vcpu_args_set(vcpu, 1, vmx_pages_gva);
+	vms[0] = vm_create_with_l1(&vcpu, l1_end_of_use);
 	vms[1] = vm_create_with_one_vcpu(&spy, guest_spy);
 	vcpu_args_set(spy, 1, FEW_SLOTS);
 
