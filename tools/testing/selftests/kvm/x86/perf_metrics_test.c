@@ -1345,13 +1345,17 @@ TEST(end_of_use)
 #define HOST_SLOTS		0x0400
 #define HOST_METRIC(i)		(0x8000 + (i) * 0x100)
 
-/* Open an event that doesn't count guests, of this task or of a CPU. */
+/*
+ * Open an event that doesn't count guests, of this task or of a CPU, with
+ * ARCH_PERFMON_EVENTSEL_USR in @config of user space alone.
+ */
 static int open_host_event(u64 config, int group_fd, bool disabled, int cpu)
 {
 	struct perf_event_attr attr = {
 		.type = PERF_TYPE_RAW,
 		.size = sizeof(attr),
-		.config = config,
+		.config = config & ~ARCH_PERFMON_EVENTSEL_USR,
+		.exclude_kernel = !!(config & ARCH_PERFMON_EVENTSEL_USR),
 		.disabled = disabled,
 		.exclude_guest = 1,
 		.read_format = PERF_FORMAT_GROUP,
@@ -1541,18 +1545,20 @@ TEST(host_perf_events_while_running)
  */
 TEST(host_adds_metrics)
 {
+	/* Interrupts would take a different number of slots each time. */
+	const u64 user = ARCH_PERFMON_EVENTSEL_USR;
 	struct host_group before = {}, after = {}, alone = {};
 	int fds[3];
 
 	if (!can_open_host_events())
 		SKIP(return, "can't open host events: %s", strerror(errno));
 
-	fds[0] = open_host_event(HOST_SLOTS, -1, false, -1);
+	fds[0] = open_host_event(HOST_SLOTS | user, -1, false, -1);
 	branch_workload();
 	TEST_ASSERT_EQ(ioctl(fds[0], PERF_EVENT_IOC_DISABLE, 0), 0);
 	TEST_ASSERT(read(fds[0], &alone, sizeof(alone)) > 0, "Reading the host's SLOTS failed");
 
-	fds[1] = open_host_event(HOST_METRIC(RETIRING), fds[0], true, -1);
+	fds[1] = open_host_event(HOST_METRIC(RETIRING) | user, fds[0], true, -1);
 	TEST_ASSERT(fds[1] >= 0, "Opening the host's metric failed");
 	TEST_ASSERT(read(fds[0], &before, sizeof(before)) > 0, "Reading the host's SLOTS failed");
 	TEST_ASSERT_EQ(before.slots, alone.slots);
@@ -1569,7 +1575,7 @@ TEST(host_adds_metrics)
 
 	/* A metric that comes when others have counted doesn't make them lose anything. */
 	branch_workload();
-	fds[2] = open_host_event(HOST_METRIC(BAD_SPECULATION), fds[0], false, -1);
+	fds[2] = open_host_event(HOST_METRIC(BAD_SPECULATION) | user, fds[0], false, -1);
 	TEST_ASSERT(fds[2] >= 0, "Opening the host's second metric failed");
 	branch_workload();
 	before = after;
