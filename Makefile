@@ -16,7 +16,7 @@ shell: ## the same, but give a shell in the emulated host
 demo: ## perf stat --topdown in a Linux guest, beside the host, with and without the series
 	@scripts/demo
 
-test: ## every gate: series, emulator, scripts, lab (FULL=1: all cells;=1/3: a third)
+test: ## every gate: series, emulator, scripts, lab (FULL=1: all cells)
 	@scripts/check
 
 report: ## one HTML page of what make demo and make test have found

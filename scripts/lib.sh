@@ -116,6 +116,19 @@ selftests_kind() {
 	fi
 }
 
+# Whether tests need QEMU and perf, and what is collected for them.
+need_guests() { # TEST...
+	local test
+	for test; do
+		[ ! -e "$repo/tools/host/$test" ] || return 0
+	done
+	return 1
+}
+guests_of() { echo "$cache/guests/$1${KERNEL:+-$KERNEL}"; } # KIND
+
+# Whether scripts/check has prepared this kind of kernel, so that it only has to boot.
+is_prepared() { [[ " ${TOPDOWN_PREPARED:-} " == *" $kind${KERNEL:+-$KERNEL} "* ]]; }
+
 # The commits of the series as scripts/apply has left them, oldest first.
 series_commits() {
 	git -C "$(tree_of series)" rev-list --reverse "$(git -C "$base_git" rev-parse HEAD)..HEAD"

@@ -203,7 +203,7 @@ class Page:
         if not rows and not errors:
             return ''
         about = re.search(r'/\* ([^*]*?) \*/\nstatic void ' + re.escape(workload) + r'\(',
-                          (REPO / 'tools/demo/workload.c').read_text())
+                          (REPO / 'tools/guest/workload.c').read_text())
         bars = '\n'.join(filter(None, (self.bar(w, what, workload) for w in ('host', 'guest'))))
         table = (f'<div class="bars" aria-hidden="true">{bars}</div>\n'
                  f'<table aria-label="{text(workload)}, percent of slots">\n'
