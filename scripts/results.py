@@ -14,6 +14,8 @@ Usage: scripts/results.py COMMAND ARGUMENT...
   table LOGS CELL...                  how the tests in cells ended
   junit FILE.tap...                   JUnit XML
   demo LOGS                           tables of what make demo has measured
+  costs LOGS                          tables of what checks/costs has counted, and
+                                      what is dearer than it may be
 
 Exit status: 0 if all is well, 1 if tests failed, 2 if the lab didn't work.
 """
@@ -21,7 +23,7 @@ Exit status: 0 if all is well, 1 if tests failed, 2 if the lab didn't work.
 import os
 import re
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from xml.sax.saxutils import escape, quoteattr
@@ -568,6 +570,116 @@ def demo_tables(demo):
         if worst[what] is not None)
 
 
+# --- What the gate costs counts ----------------------------------------------
+
+# What the guest of guest_exits_test uses, in turn. The base kernel has the first ones.
+USES = ['nothing *', 'nothing', 'counters', 'after counters', 'topdown', 'after topdown', 'topdown *']
+USES_ON_BASE = 4
+# Exit reasons, by number.
+REASONS = {'10': 'CPUID', '30': 'port'}
+VMCALL = '18'
+COSTS = ['instructions', 'WRMSRs', 'RDMSRs', 'RDPMCs']
+# More than on the base: instructions of an exit while the guest uses no topdown, and
+# RDPMCs while it does, against one that counts on the base. Nothing else may be more.
+MORE_INSTRUCTIONS = 20
+MORE_RDPMCS = 2
+# After so many vcpu_puts, i.e. exits by port, a guest's use of topdown has ended.
+PUTS = 10
+
+
+def read_noted(path, uses):
+    """Costs of exits by (use, exit), and those between marks, as the emulated CPU notes them."""
+    exits, marks, calls = defaultdict(list), [], 0
+    for line in Path(path).read_text().splitlines():
+        reason, *cost = line.split()
+        cost = tuple(map(int, cost))
+        if reason == VMCALL:
+            calls += 1
+        elif reason == 'mark':
+            marks.append(cost)
+        elif reason in REASONS and calls % 2 and calls // 2 < len(uses):
+            exits[uses[calls // 2], REASONS[reason]].append(cost)
+    # Each use begins and ends with one.
+    if calls != 2 * len(uses):
+        raise Broken(f"not the guest's work: {calls} VMCALLs in {path}, not {2 * len(uses)}")
+    return exits, marks[1::2]
+
+
+def typical(costs, what):
+    """What nearly all exits cost, those that no interrupt got into."""
+    cost, times = Counter(costs).most_common(1)[0] if costs else (None, 0)
+    if times <= 0.8 * len(costs):
+        raise Broken(f'exits by {what}: {len(costs)} seen, but most are not alike')
+    return cost
+
+
+class Costs:
+    """What exits and perf on the host cost on a kernel."""
+
+    def __init__(self, directory, kernel):
+        uses = USES[:USES_ON_BASE] if kernel == 'base' else USES
+        exits, marks = read_noted(directory / kernel / 'noted', uses)
+        # What the last puts of a use cost. CPUID, which doesn't put, comes after them.
+        self.late_rdpmcs = max((cost[3] for cost in exits['after topdown', 'port'][PUTS:]), default=0)
+        exits['after topdown', 'port'] = exits['after topdown', 'port'][PUTS:]
+        self.exits = {(use, kind): typical(exits[use, kind], f'{kind} ({use}, {kernel})')
+                      for use in uses for kind in REASONS.values()}
+        # WRMSRs for each event, by command; of several runs the one with the fewest.
+        self.host = {}
+        results = read_results(directory / kernel / 'results.tap')
+        commands = [re.match(r'# @ (.*): (\d+)$', line) for test in results.tests for line in test.output]
+        commands = [(m[1], int(m[2])) for m in commands if m]
+        if len(commands) != len(marks) or not marks:
+            raise Broken(f"not the host's work: {len(commands)} commands, {len(marks)} pairs of marks")
+        for (command, events), cost in zip(commands, marks):
+            self.host[command] = min(self.host.get(command, (9e9,)), (cost[1] / events, events, *cost[1:]))
+
+
+def compare_costs(series, base):
+    """What is dearer with the series than it may be."""
+    def exits(use, on_base, more):
+        for kind in REASONS.values():
+            here, there = series.exits[use, kind], base.exits[on_base, kind]
+            for column, n in enumerate(COSTS):
+                if more[column] is not None and here[column] > there[column] + more[column]:
+                    yield f'{use}, {kind}: {here[column]} {n} instead of {there[column]}'
+
+    for use in ('nothing', 'counters', 'after counters'):
+        yield from exits(use, use, (MORE_INSTRUCTIONS, 0, 0, 0))
+    # Perf's own share of instructions depends on what it finds to do.
+    yield from exits('nothing *', 'nothing *', (None, 0, 0, 0))
+    yield from exits('topdown', 'counters', (None, 0, 0, MORE_RDPMCS))
+    yield from exits('after topdown', 'after counters', (MORE_INSTRUCTIONS, 0, 0, 0))
+    # Interrupts take no RDPMC, so this holds for every exit.
+    if series.late_rdpmcs > base.exits['after counters', 'port'][3]:
+        yield f'after topdown, port: {series.late_rdpmcs} RDPMCs still after {PUTS} vcpu_puts'
+    for command, cost in series.host.items():
+        # The number of events isn't quite the same each time.
+        if cost[0] > base.host[command][0] + 0.01:
+            yield f'{command}: {cost[0]:.3f} WRMSRs per event instead of {base.host[command][0]:.3f}'
+
+
+def costs_tsv(kernels):
+    """Lines of exit-costs.tsv."""
+    for name, costs in kernels.items():
+        for (use, kind), cost in costs.exits.items():
+            yield '\t'.join((name, use, kind, *map(str, cost)))
+
+
+def costs_tables(series, base):
+    """What checks/costs prints."""
+    for command, cost in series.host.items():
+        yield (f'{command:34} {base.host[command][0]:8.3f} {cost[0]:8.3f} WRMSRs per event '
+               'on a host without VMs, base and series')
+    yield ''
+    yield f"{'':22}" + ''.join(f'{n:>18}' for n in COSTS)
+    yield f"{'guest uses':15} {'exit':6}" + f"{'base':>11} {'series':>6}" * len(COSTS)
+    for (use, kind), here in series.exits.items():
+        there = base.exits.get((use, kind), '-' * len(COSTS))
+        yield f'{use:15} {kind:6}' + ''.join(f'{b:>11} {s:>6}' for b, s in zip(there, here))
+    yield '*: beside perf stat -a -e slots:H on the host'
+
+
 # --- Commands ----------------------------------------------------------------
 
 def shell_plan(cell):
@@ -632,6 +744,15 @@ def main(command, *arguments):
         print('\n'.join(table(arguments[0], arguments[1:])))
     elif command == 'junit':
         print('\n'.join(junit(arguments)))
+    elif command == 'costs':
+        logs = Path(arguments[0])
+        kernels = {name: Costs(logs, name) for name in ('series', 'base')}
+        (logs / 'exit-costs.tsv').write_text('\n'.join(costs_tsv(kernels)) + '\n')
+        print('\n'.join(costs_tables(**kernels)))
+        dearer = list(compare_costs(**kernels))
+        if dearer:
+            print('error: dearer than on the base: ' + '; '.join(dearer), file=sys.stderr)
+            return 1
     elif command == 'demo':
         logs = Path(arguments[0])
         demo = demo_of_output(logs)

@@ -8,9 +8,9 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import page
-from results import (Broken, Cell, CPUS, KNOWN, PASSED, SKIPPED, compare, demo_of_output, demo_tables,
-                     demo_tsv, finish_cell, judge, junit, mark_known, read_demo, read_ktap, said, split_time, summary,
-                     table)
+from results import (Broken, Cell, Costs, CPUS, KNOWN, PASSED, PUTS, SKIPPED, USES, USES_ON_BASE, compare,
+                     compare_costs, costs_tables, demo_of_output, demo_tables, demo_tsv, finish_cell, judge, junit,
+                     mark_known, read_demo, read_ktap, said, split_time, summary, table)
 
 FACTS = '''KTAP version 1
 # kernel: 7.3.4-series
@@ -168,6 +168,59 @@ class JudgeTest(unittest.TestCase):
         self.assertIn('not as on the base kernel', compare(results(brief()), results(brief('msrs_test')))[0][0])
         marked = results('\n'.join(mark_known(brief('msrs_test').splitlines(), known)))
         self.assertEqual(marked.count(), {PASSED: 6, KNOWN: 1})
+
+
+class CostsTest(unittest.TestCase):
+    """What exits cost."""
+
+    def costs(self, kernel, change=lambda use, n, cost: cost, wrmsrs=400):
+        """Costs of a kernel on which ten exits of each kind cost the same, unless changed."""
+        with tempfile.TemporaryDirectory() as scratch:
+            directory = Path(scratch) / kernel
+            directory.mkdir()
+            noted = 'mark 1 1 1 1\n' f'mark 9999 {wrmsrs} 5 6\n'
+            for use in USES[:USES_ON_BASE] if kernel == 'base' else USES:
+                noted += '18 9 9 9 9\n'
+                for n in range(40):
+                    noted += '30 {} {} {} {}\n'.format(*change(use, n, (6000, 20, 4, 22)))
+                    noted += '10 {} {} {} {}\n'.format(*change(use, PUTS, (2000, 18, 3, 22)))
+                noted += '18 9 9 9 9\n'
+            (directory / 'noted').write_text(noted)
+            (directory / 'results.tap').write_text('1..1\n# @ perf record -e slots: 100\nok 1 host_costs_test\n')
+            return Costs(Path(scratch), kernel)
+
+    def dearer(self, change, **more):
+        """What is dearer than on a base where all exits cost the same."""
+        return list(compare_costs(self.costs('series', change, **more), self.costs('base')))
+
+    def test_the_same(self):
+        self.assertEqual(self.dearer(lambda use, n, cost: cost), [])
+        lines = list(costs_tables(self.costs('series'), self.costs('base')))
+        self.assertRegex(lines[0], 'slots +4.000 +4.000')
+        self.assertIn('6000   6000         20     20', [line for line in lines if line.startswith('nothing   ')][1])
+
+    def test_dearer_exits(self):
+        for column, delta, uses in ((0, 21, 'after topdown'), (1, 1, 'nothing *'), (2, 1, 'counters'), (3, 3, 'topdown')):
+            said = self.dearer(lambda use, n, cost, c=column, d=delta, u=uses:
+                               tuple(v + d * (i == c and use == u) for i, v in enumerate(cost)))
+            self.assertEqual(len([s for s in said if s.startswith(uses + ', ')]), 2, said)
+
+    def test_what_may_be(self):
+        self.assertEqual(self.dearer(lambda use, n, cost: (cost[0] + 20, *cost[1:3], cost[3] + 2 * (use == 'topdown'))), [])
+
+    def test_an_end_that_comes_late(self):
+        def late(puts):
+            return self.dearer(lambda use, n, cost: (*cost[:3], cost[3] + 2 * (use == 'after topdown' and n < puts)))
+        self.assertEqual(late(PUTS), [])
+        self.assertIn('24 RDPMCs still after', '; '.join(late(PUTS + 1)))
+
+    def test_a_dearer_host(self):
+        self.assertEqual(self.dearer(lambda use, n, cost: cost, wrmsrs=401), [])
+        self.assertIn('4.020 WRMSRs', self.dearer(lambda use, n, cost: cost, wrmsrs=402)[0])
+
+    def test_exits_that_differ(self):
+        with self.assertRaisesRegex(Broken, 'not alike'):
+            self.costs('series', lambda use, n, cost: (cost[0] + n, *cost[1:]))
 
 
 class PrintTest(unittest.TestCase):
