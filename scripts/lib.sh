@@ -124,6 +124,15 @@ need_guests() { # TEST...
 	done
 	return 1
 }
+# How many CPUs tests say that they need.
+needed_cpus() { # TEST...
+	local test most=1 cpus
+	for test; do
+		cpus=$(sed -n 's/^# Needs: \([0-9]*\) CPUs$/\1/p' "$repo/tools/host/$test" 2>/dev/null) || true
+		[ "${cpus:-1}" -le "$most" ] || most=$cpus
+	done
+	echo "$most"
+}
 guests_of() { echo "$cache/guests/$1${KERNEL:+-$KERNEL}"; } # KIND
 
 # Whether scripts/check has prepared this kind of kernel, so that it only has to boot.
