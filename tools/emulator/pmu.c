@@ -46,6 +46,7 @@
 #define FIXED_USR		BIT(1)
 #define FIXED_ANY		BIT(2)
 #define FIXED_PMI		BIT(3)
+#define FIXED_CLEAR_METRICS	BIT(14)
 
 #define GLOBAL_METRICS		BIT(48)
 #define STATUS_LBR_FRZ		BIT(58)
@@ -58,6 +59,7 @@
 #define CAP_FREEZE_WHILE_SMM	BIT(12)
 #define CAP_FW_WRITES		BIT(13)
 #define CAP_PERF_METRICS	BIT(15)
+#define CAP_RDPMC_CLEARS	BIT(19)
 
 #define DEBUGCTL_LBR		BIT(0)
 #define DEBUGCTL_BTF		BIT(1)
@@ -76,11 +78,45 @@
 
 #define SLOTS_PER_CYCLE		6
 #define SLOTS_COUNTER		3
+#define GLOBAL_SLOTS		BIT(32 + SLOTS_COUNTER)
+
+/* Steps after which a late PMI arrives. */
+#define PMI_DELAY		300
 
 /* One byte of PERF_METRICS is a fraction of this. */
 #define METRIC_ONE		255
+#define NR_LEVEL1		4
 
 enum { RING_OS, RING_USER, NR_RINGS };
+
+/* What makes PERF_METRICS defined again. */
+enum { DEFINED, UNTIL_METRICS, UNTIL_SLOTS_AND_METRICS };
+
+static const struct {
+	const char *name;
+	uint32_t readings;
+} readings[] = {
+	{ "slots-clears",		BIT(PMU_SLOTS_CLEARS) },
+	{ "slots-rescales",		BIT(PMU_SLOTS_RESCALES) },
+	{ "slots-undefined",		BIT(PMU_SLOTS_UNDEFINED) },
+	{ "metrics-kept",		BIT(PMU_METRICS_KEPT) },
+	{ "metrics-ones",		BIT(PMU_METRICS_ONES) },
+	{ "metrics-undefined",		BIT(PMU_METRICS_UNDEFINED) },
+	{ "upper-ignored",		BIT(PMU_UPPER_IGNORED) },
+	{ "writes-lower",		BIT(PMU_WRITES_LOWER) },
+	{ "sums-loose",			BIT(PMU_SUMS_LOOSE) },
+	{ "overflow-pmi",		BIT(PMU_OVERFLOW_PMI) },
+	{ "overflow-undefined",		BIT(PMU_OVERFLOW_UNDEFINED) },
+	{ "half-counts",		BIT(PMU_HALF_COUNTS) },
+	{ "half-undefined",		BIT(PMU_HALF_UNDEFINED) },
+	{ "running-undefined",		BIT(PMU_RUNNING_UNDEFINED) },
+	{ "reads-differ",		BIT(PMU_READS_DIFFER) },
+	{ "rdpmc-clears",		BIT(PMU_RDPMC_CLEARS) },
+	{ "pmi-late",			BIT(PMU_PMI_LATE) },
+	{ "strict",			BIT(PMU_SLOTS_UNDEFINED) | BIT(PMU_METRICS_UNDEFINED) |
+					BIT(PMU_OVERFLOW_UNDEFINED) | BIT(PMU_HALF_UNDEFINED) |
+					BIT(PMU_RUNNING_UNDEFINED) },
+};
 
 static const struct pmu_variant variants[] = {
 	{
@@ -200,6 +236,19 @@ const struct pmu_variant *pmu_variant_by_model(const char *model)
 	return NULL;
 }
 
+uint32_t pmu_reading_by_name(const char *name)
+{
+	for (unsigned int i = 0; i < ARRAY_SIZE(readings); i++)
+		if (!strcmp(name, readings[i].name))
+			return readings[i].readings;
+	return 0;
+}
+
+static bool reads(const struct pmu *pmu, enum pmu_reading reading)
+{
+	return pmu->readings & BIT(reading);
+}
+
 static uint64_t width_mask(const struct pmu *pmu)
 {
 	return BIT(pmu->var->width) - 1;
@@ -244,6 +293,8 @@ static uint64_t fixed_ctrl_bits(const struct pmu *pmu)
 	for (unsigned int i = 0; i < PMU_MAX_FIXED; i++)
 		if (has_fixed(pmu, i))
 			bits |= one << 4 * i;
+	if (pmu->var->nr_metrics && reads(pmu, PMU_RDPMC_CLEARS))
+		bits |= FIXED_CLEAR_METRICS;
 	return bits;
 }
 
@@ -272,18 +323,43 @@ static unsigned int gp_rings(const struct pmu *pmu, unsigned int i)
 	return (sel & EVTSEL_OS ? BIT(RING_OS) : 0) | (sel & EVTSEL_USR ? BIT(RING_USER) : 0);
 }
 
-static unsigned int fixed_rings(const struct pmu *pmu, unsigned int i)
+/* Rings a fixed counter counts in if one of these bits of GLOBAL_CTRL is set. */
+static unsigned int enabled_rings(const struct pmu *pmu, unsigned int i, uint64_t global)
 {
 	unsigned int ctrl = fixed_ctrl(pmu, i);
 
-	if (!(pmu->global_ctrl & BIT(32 + i)))
+	if (!(pmu->global_ctrl & global))
 		return 0;
 	return (ctrl & FIXED_OS ? BIT(RING_OS) : 0) | (ctrl & FIXED_USR ? BIT(RING_USER) : 0);
 }
 
+static unsigned int fixed_rings(const struct pmu *pmu, unsigned int i)
+{
+	return enabled_rings(pmu, i, BIT(32 + i));
+}
+
+/* Where SLOTS counts, or metrics, or both. */
+static unsigned int topdown_rings(const struct pmu *pmu)
+{
+	if (!pmu->var->nr_metrics)
+		return 0;
+	return enabled_rings(pmu, SLOTS_COUNTER, GLOBAL_SLOTS | GLOBAL_METRICS);
+}
+
+static bool half_enabled(const struct pmu *pmu)
+{
+	return !(pmu->global_ctrl & GLOBAL_SLOTS) != !(pmu->global_ctrl & GLOBAL_METRICS);
+}
+
 static unsigned int metrics_rings(const struct pmu *pmu)
 {
-	return pmu->global_ctrl & GLOBAL_METRICS ? fixed_rings(pmu, SLOTS_COUNTER) : 0;
+	return half_enabled(pmu) && !reads(pmu, PMU_HALF_COUNTS) ? 0 : topdown_rings(pmu);
+}
+
+/* Whether the overflow of an internal count causes a PMI. */
+static bool metrics_pmi(const struct pmu *pmu)
+{
+	return fixed_ctrl(pmu, SLOTS_COUNTER) & FIXED_PMI || reads(pmu, PMU_OVERFLOW_PMI);
 }
 
 /* To be called after a write to anything that starts or stops counters. */
@@ -306,6 +382,9 @@ static void update_live(struct pmu *pmu)
 		pmu->live = true;
 		pmu->sampling |= !!(fixed_ctrl(pmu, i) & FIXED_PMI);
 	}
+	if (reads(pmu, PMU_HALF_COUNTS) || reads(pmu, PMU_HALF_UNDEFINED))
+		pmu->live |= !!topdown_rings(pmu);
+	pmu->sampling |= metrics_rings(pmu) && metrics_pmi(pmu);
 }
 
 static unsigned int quantity_of(const struct pmu *pmu, uint64_t sel)
@@ -394,6 +473,8 @@ static void overflow(struct pmu *pmu, uint64_t status, bool interrupt)
 	if (!interrupt)
 		return;
 
+	if (!pmu->pmi)
+		pmu->pmi_due = pmu->last.n[PMU_STEP] + (reads(pmu, PMU_PMI_LATE) ? PMI_DELAY : 0);
 	pmu->pmi = true;
 	if (pmu->var->version < 4)
 		return;
@@ -413,12 +494,22 @@ static void advance(struct pmu *pmu, uint64_t *counter, uint64_t by, uint64_t st
 		overflow(pmu, status, interrupt);
 }
 
+/* Whether a quantity has grown in one of these rings since it was counted. */
+static bool advances(const struct pmu *pmu, unsigned int rings,
+		     uint64_t now[NR_RINGS][PMU_NR_QUANTITIES], unsigned int quantity)
+{
+	for (unsigned int r = 0; r < NR_RINGS; r++)
+		if (rings & BIT(r) && now[r][quantity] != pmu->counted[r][quantity])
+			return true;
+	return false;
+}
+
 /* Bring the counters up to the activity in pmu->total. */
 static void count(struct pmu *pmu)
 {
 	uint64_t now[NR_RINGS][PMU_NR_QUANTITIES];
 	uint64_t limit = (width_mask(pmu) + 1) * METRIC_ONE;
-	bool slots_pmi = fixed_ctrl(pmu, SLOTS_COUNTER) & FIXED_PMI;
+	bool slots_wrapped = false;
 
 	for (unsigned int r = 0; r < NR_RINGS; r++)
 		derive(&pmu->total[r], now[r]);
@@ -449,8 +540,14 @@ static void count(struct pmu *pmu)
 		for (unsigned int r = 0; r < NR_RINGS; r++)
 			if (rings & BIT(r))
 				by += now[r][quantity] - pmu->counted[r][quantity];
+		slots_wrapped |= i == SLOTS_COUNTER && by > width_mask(pmu) - pmu->fixed[i];
 		advance(pmu, &pmu->fixed[i], by, BIT(32 + i), fixed_ctrl(pmu, i) & FIXED_PMI);
 	}
+	if (slots_wrapped && reads(pmu, PMU_RUNNING_UNDEFINED))
+		pmu->undefined = UNTIL_SLOTS_AND_METRICS;
+	if (half_enabled(pmu) && reads(pmu, PMU_HALF_UNDEFINED) &&
+	    advances(pmu, topdown_rings(pmu), now, PMU_Q_SLOTS))
+		pmu->undefined = UNTIL_SLOTS_AND_METRICS;
 
 	for (unsigned int m = 0; m < pmu->var->nr_metrics; m++) {
 		unsigned int rings = metrics_rings(pmu);
@@ -461,9 +558,12 @@ static void count(struct pmu *pmu)
 								pmu->counted[r][PMU_Q_METRIC0 + m]);
 		if (pmu->metric[m] >= limit) {
 			pmu->metric[m] -= limit;
-			overflow(pmu, GLOBAL_METRICS, slots_pmi);
+			if (reads(pmu, PMU_OVERFLOW_UNDEFINED))
+				pmu->undefined = UNTIL_SLOTS_AND_METRICS;
+			overflow(pmu, GLOBAL_METRICS, metrics_pmi(pmu));
 		}
 	}
+	pmu->metrics_counted |= advances(pmu, metrics_rings(pmu), now, PMU_Q_SLOTS);
 
 	memcpy(pmu->counted, now, sizeof(now));
 	if (pmu->global_status & STATUS_CTR_FRZ)
@@ -479,10 +579,11 @@ static void accumulate(struct pmu *pmu, const struct pmu_activity *now)
 	pmu->last = *now;
 }
 
-void pmu_init(struct pmu *pmu, const struct pmu_variant *var)
+void pmu_init(struct pmu *pmu, const struct pmu_variant *var, uint32_t readings)
 {
 	memset(pmu, 0, sizeof(*pmu));
 	pmu->var = var;
+	pmu->readings = readings;
 	pmu_reset(pmu);
 }
 
@@ -499,9 +600,11 @@ void pmu_reset(struct pmu *pmu)
 {
 	const struct pmu_variant *var = pmu->var;
 	struct pmu_activity last = pmu->last;
+	uint32_t readings = pmu->readings;
 
 	memset(pmu, 0, sizeof(*pmu));
 	pmu->var = var;
+	pmu->readings = readings;
 	pmu->last = last;
 	pmu->unhalted_base[0] = unhalted_cycles(pmu, MSR_MPERF);
 	pmu->unhalted_base[1] = unhalted_cycles(pmu, MSR_APERF);
@@ -557,22 +660,148 @@ bool pmu_set_ring(struct pmu *pmu, const struct pmu_activity *now, unsigned int 
 	return sampling;
 }
 
-static uint64_t read_metrics(const struct pmu *pmu)
+/* The same in each metric. */
+static uint64_t all_metrics(const struct pmu *pmu, uint8_t fraction)
+{
+	uint64_t val = 0;
+
+	for (unsigned int m = 0; m < pmu->var->nr_metrics; m++)
+		val |= (uint64_t)fraction << 8 * m;
+	return val;
+}
+
+static unsigned int metric_of(uint64_t val, unsigned int m)
+{
+	return val >> 8 * m & 0xff;
+}
+
+/* Adds to a metric, as far as it can hold that. */
+static uint64_t add_to_metric(uint64_t val, unsigned int m, int delta)
+{
+	int fraction = (int)metric_of(val, m) + delta;
+
+	return fraction < 0 || fraction > METRIC_ONE ? val :
+	       (val & ~(0xffull << 8 * m)) | (uint64_t)fraction << 8 * m;
+}
+
+/* What rounding has taken off the internal count, in 255ths of slots. */
+static int64_t rounded_off(const struct pmu *pmu, uint64_t val, unsigned int m)
+{
+	return (int64_t)(pmu->metric[m] - metric_of(val, m) * pmu->fixed[SLOTS_COUNTER]);
+}
+
+/*
+ * Level 1 sums to what its counts sum to, where that is all slots: the metric that was
+ * rounded most gives way.  Published readings sum to 255 or 256, never to less.
+ */
+static uint64_t balanced(const struct pmu *pmu, uint64_t val)
+{
+	uint64_t slots = pmu->fixed[SLOTS_COUNTER], total = 0;
+	unsigned int sum = 0;
+
+	for (unsigned int m = 0; m < NR_LEVEL1; m++) {
+		sum += metric_of(val, m);
+		total += pmu->metric[m];
+	}
+	total = (total + slots / 2) / slots;
+	if (total != METRIC_ONE && total != METRIC_ONE + 1)
+		return val;
+
+	while (sum != total) {
+		int up = sum < total ? 1 : -1;
+		unsigned int most = NR_LEVEL1;
+
+		for (unsigned int m = 0; m < NR_LEVEL1; m++)
+			if (add_to_metric(val, m, up) != val &&
+			    (most == NR_LEVEL1 ||
+			     up * rounded_off(pmu, val, m) > up * rounded_off(pmu, val, most)))
+				most = m;
+		if (most == NR_LEVEL1)
+			break;
+		val = add_to_metric(val, most, up);
+		sum += up;
+	}
+	/* A part is no more than the whole. */
+	for (unsigned int m = NR_LEVEL1; m < pmu->var->nr_metrics; m++)
+		if (pmu->metric[m] <= pmu->metric[m - NR_LEVEL1] &&
+		    metric_of(val, m) > metric_of(val, m - NR_LEVEL1))
+			val = add_to_metric(val, m, -1);
+	return val;
+}
+
+/* PERF_METRICS as the counts say, SLOTS not being 0. */
+static uint64_t fractions(const struct pmu *pmu)
 {
 	uint64_t slots = pmu->fixed[SLOTS_COUNTER], val = 0;
 
-	for (unsigned int m = 0; slots && m < pmu->var->nr_metrics; m++) {
+	for (unsigned int m = 0; m < pmu->var->nr_metrics; m++) {
 		uint64_t fraction = (pmu->metric[m] + slots / 2) / slots;
 
 		val |= (fraction < METRIC_ONE ? fraction : METRIC_ONE) << 8 * m;
 	}
+	return balanced(pmu, val);
+}
+
+static uint64_t read_metrics(struct pmu *pmu)
+{
+	/* So that saving and restoring it doesn't add up to anything. */
+	static const int8_t differ[] = { 0, 1, 0, -1 };
+	uint64_t slots = pmu->fixed[SLOTS_COUNTER], val;
+
+	if (pmu->undefined)
+		return all_metrics(pmu, PMU_POISON);
+	if (!slots) {
+		if (reads(pmu, PMU_METRICS_KEPT))
+			return pmu->metrics_seen;
+		return all_metrics(pmu, reads(pmu, PMU_METRICS_ONES) ? METRIC_ONE :
+				   reads(pmu, PMU_METRICS_UNDEFINED) ? PMU_POISON : 0);
+	}
+
+	val = fractions(pmu);
+	if (reads(pmu, PMU_SUMS_LOOSE) && pmu->metrics_counted) {
+		for (unsigned int m = NR_LEVEL1; m < pmu->var->nr_metrics; m++)
+			val = add_to_metric(val, m, 2);
+		val = add_to_metric(val, slots >> 5 & 3, (int)(slots / SLOTS_PER_CYCLE % 5) - 2);
+	}
+	if (reads(pmu, PMU_READS_DIFFER) && !metrics_rings(pmu))
+		val = add_to_metric(val, 0, differ[pmu->metrics_reads++ % ARRAY_SIZE(differ)]);
+	pmu->metrics_seen = val;
 	return val;
 }
 
 static void write_metrics(struct pmu *pmu, uint64_t val)
 {
-	for (unsigned int m = 0; m < pmu->var->nr_metrics; m++)
-		pmu->metric[m] = (val >> 8 * m & 0xff) * pmu->fixed[SLOTS_COUNTER];
+	pmu->metrics_seen = val;
+	for (unsigned int m = 0; m < pmu->var->nr_metrics; m++) {
+		unsigned int fraction = metric_of(val, m);
+
+		if (reads(pmu, PMU_WRITES_LOWER) && (fraction & 3) == 3)
+			fraction--;
+		pmu->metric[m] = fraction * pmu->fixed[SLOTS_COUNTER];
+	}
+	pmu->metrics_counted = false;
+	if (reads(pmu, PMU_RUNNING_UNDEFINED) && topdown_rings(pmu))
+		pmu->undefined = UNTIL_SLOTS_AND_METRICS;
+	else if (pmu->undefined == UNTIL_METRICS)
+		pmu->undefined = DEFINED;
+}
+
+/* A write of SLOTS is done. */
+static void slots_written(struct pmu *pmu, uint64_t before)
+{
+	uint64_t slots = pmu->fixed[SLOTS_COUNTER];
+
+	if (reads(pmu, PMU_RUNNING_UNDEFINED) && topdown_rings(pmu))
+		pmu->undefined = UNTIL_SLOTS_AND_METRICS;
+	else if (pmu->undefined || reads(pmu, PMU_SLOTS_UNDEFINED))
+		pmu->undefined = UNTIL_METRICS;
+
+	for (unsigned int m = 0; m < pmu->var->nr_metrics; m++) {
+		if (reads(pmu, PMU_SLOTS_CLEARS) && !slots)
+			pmu->metric[m] = 0;
+		else if (reads(pmu, PMU_SLOTS_RESCALES) && before)
+			pmu->metric[m] = (unsigned __int128)pmu->metric[m] * slots / before;
+	}
 }
 
 static uint64_t read_inuse(const struct pmu *pmu)
@@ -623,7 +852,7 @@ static uint32_t first_name(const struct pmu *pmu, uint32_t msr)
 	return msr;
 }
 
-enum pmu_result pmu_rdmsr(const struct pmu *pmu, uint32_t msr, uint64_t *val)
+enum pmu_result pmu_rdmsr(struct pmu *pmu, uint32_t msr, uint64_t *val)
 {
 	const struct pmu_variant *var = pmu->var;
 	unsigned int i;
@@ -658,10 +887,15 @@ enum pmu_result pmu_rdmsr(const struct pmu *pmu, uint32_t msr, uint64_t *val)
 		*val = pmu->debugctl;
 		return PMU_OK;
 	case MSR_PERF_METRICS:
+		/* By RDPMC software may read it at any time. */
+		if (reads(pmu, PMU_RUNNING_UNDEFINED) && topdown_rings(pmu))
+			pmu->undefined = UNTIL_SLOTS_AND_METRICS;
 		*val = read_metrics(pmu);
 		return var->nr_metrics ? PMU_OK : PMU_GP;
 	case MSR_PERF_CAPABILITIES:
 		*val = var->perf_capabilities;
+		if (var->nr_metrics && reads(pmu, PMU_RDPMC_CLEARS))
+			*val |= CAP_RDPMC_CLEARS;
 		return PMU_OK;
 	case MSR_FIXED_CTR_CTRL:
 		*val = pmu->fixed_ctrl;
@@ -716,8 +950,18 @@ static enum pmu_result write_reg(struct pmu *pmu, uint32_t msr, uint64_t val)
 			return PMU_GP;
 		return store(&pmu->gp[i], val, width_mask(pmu));
 	}
-	if (in_range(msr, MSR_FIXED_CTR0, PMU_MAX_FIXED, &i))
-		return has_fixed(pmu, i) ? store(&pmu->fixed[i], val, width_mask(pmu)) : PMU_GP;
+	if (in_range(msr, MSR_FIXED_CTR0, PMU_MAX_FIXED, &i)) {
+		uint64_t before;
+
+		if (!has_fixed(pmu, i))
+			return PMU_GP;
+		before = pmu->fixed[i];
+		if (store(&pmu->fixed[i], val, width_mask(pmu)) != PMU_OK)
+			return PMU_GP;
+		if (i == SLOTS_COUNTER)
+			slots_written(pmu, before);
+		return PMU_OK;
+	}
 
 	switch (msr) {
 	case MSR_MPERF:
@@ -732,9 +976,11 @@ static enum pmu_result write_reg(struct pmu *pmu, uint32_t msr, uint64_t val)
 	case MSR_DEBUGCTL:
 		return store(&pmu->debugctl, val, debugctl_bits(pmu));
 	case MSR_PERF_METRICS:
-		if (!var->nr_metrics || (var->nr_metrics < 8 && val >> 8 * var->nr_metrics))
+		if (!var->nr_metrics)
 			return PMU_GP;
-		write_metrics(pmu, val);
+		if (val & ~all_metrics(pmu, METRIC_ONE) && !reads(pmu, PMU_UPPER_IGNORED))
+			return PMU_GP;
+		write_metrics(pmu, val & all_metrics(pmu, METRIC_ONE));
 		return PMU_OK;
 	case MSR_FIXED_CTR_CTRL:
 		return store(&pmu->fixed_ctrl, val, fixed_ctrl_bits(pmu));
@@ -769,7 +1015,7 @@ enum pmu_result pmu_wrmsr(struct pmu *pmu, uint32_t msr, uint64_t val)
 	return ret;
 }
 
-enum pmu_result pmu_rdpmc(const struct pmu *pmu, uint32_t ecx, uint64_t *val)
+enum pmu_result pmu_rdpmc(struct pmu *pmu, uint32_t ecx, uint64_t *val)
 {
 	unsigned int index = ecx & 0xffff;
 
@@ -788,6 +1034,10 @@ enum pmu_result pmu_rdpmc(const struct pmu *pmu, uint32_t ecx, uint64_t *val)
 		if (index || !pmu->var->nr_metrics)
 			return PMU_GP;
 		*val = read_metrics(pmu);
+		if (pmu->fixed_ctrl & FIXED_CLEAR_METRICS && reads(pmu, PMU_RDPMC_CLEARS)) {
+			pmu->fixed[SLOTS_COUNTER] = 0;
+			memset(pmu->metric, 0, sizeof(pmu->metric));
+		}
 		return PMU_OK;
 	default:
 		return PMU_GP;
@@ -827,6 +1077,8 @@ uint64_t pmu_next_overflow(const struct pmu *pmu)
 	uint64_t size = width_mask(pmu) + 1, next = UINT64_MAX;
 	unsigned int here = BIT(pmu->ring);
 
+	if (pmu->pmi && pmu->last.n[PMU_STEP] < pmu->pmi_due)
+		return pmu->pmi_due - pmu->last.n[PMU_STEP];
 	if (!pmu->sampling)
 		return UINT64_MAX;
 
@@ -843,7 +1095,7 @@ uint64_t pmu_next_overflow(const struct pmu *pmu)
 	for (unsigned int i = 0; i < PMU_MAX_FIXED; i++)
 		if (fixed_rings(pmu, i) & here && fixed_ctrl(pmu, i) & FIXED_PMI)
 			next = min_u64(next, steps_until(size - pmu->fixed[i], fixed_quantity[i]));
-	if (metrics_rings(pmu) & here && fixed_ctrl(pmu, SLOTS_COUNTER) & FIXED_PMI)
+	if (metrics_rings(pmu) & here && metrics_pmi(pmu))
 		for (unsigned int m = 0; m < pmu->var->nr_metrics; m++)
 			next = min_u64(next, steps_until(size - pmu->metric[m] / METRIC_ONE,
 							 PMU_Q_METRIC0 + m));
@@ -852,10 +1104,10 @@ uint64_t pmu_next_overflow(const struct pmu *pmu)
 
 bool pmu_take_pmi(struct pmu *pmu)
 {
-	bool pmi = pmu->pmi;
-
+	if (!pmu->pmi || pmu->last.n[PMU_STEP] < pmu->pmi_due)
+		return false;
 	pmu->pmi = false;
-	return pmi;
+	return true;
 }
 
 bool pmu_lvtpc_delivers(uint32_t *lvtpc)

@@ -97,9 +97,49 @@ struct pmu_variant {
 	uint64_t perf_capabilities;
 };
 
+/*
+ * Readings of the documents.  Where they leave open what hardware does, the model does
+ * what is likely, unless another reading is chosen.  Undefined values show as
+ * PMU_POISON in each metric until SLOTS and then PERF_METRICS are written.
+ */
+enum pmu_reading {
+	/* A write of SLOTS keeps the counts behind PERF_METRICS, or */
+	PMU_SLOTS_CLEARS,		/* clears them, if it is one of 0 */
+	PMU_SLOTS_RESCALES,		/* changes them as it changes SLOTS */
+	PMU_SLOTS_UNDEFINED,
+	/* While SLOTS is 0, PERF_METRICS reads 0, or */
+	PMU_METRICS_KEPT,		/* what was written or read last */
+	PMU_METRICS_ONES,		/* 0xff in each metric */
+	PMU_METRICS_UNDEFINED,
+	/* A bit above four metrics causes #GP, or */
+	PMU_UPPER_IGNORED,		/* is ignored */
+	/* PERF_METRICS reads as written, or */
+	PMU_WRITES_LOWER,		/* some values one lower */
+	/* Level 2 is within level 1, which sums to 255 or 256, or */
+	PMU_SUMS_LOOSE,			/* 2 more, and 253 to 257 */
+	/* The overflow of an internal count causes a PMI if that of SLOTS does, or */
+	PMU_OVERFLOW_PMI,		/* always */
+	PMU_OVERFLOW_UNDEFINED,		/* and leaves PERF_METRICS undefined */
+	/* Metrics count if GLOBAL_CTRL enables both them and SLOTS, or */
+	PMU_HALF_COUNTS,		/* one of the two */
+	PMU_HALF_UNDEFINED,		/* and are undefined if it is one */
+	/* Both may be written, PERF_METRICS be read by RDMSR, SLOTS overflow, or */
+	PMU_RUNNING_UNDEFINED,		/* not while SLOTS is enabled */
+	/* PERF_METRICS reads the same twice if nothing counts, or */
+	PMU_READS_DIFFER,		/* by one */
+	/* RDPMC changes nothing, or */
+	PMU_RDPMC_CLEARS,		/* PERF_CAPABILITIES says that it can clear */
+	/* A PMI comes at once, or */
+	PMU_PMI_LATE,			/* some hundred steps later */
+	PMU_NR_READINGS
+};
+
+#define PMU_POISON	0xa5
+
 /* State of one logical processor.  Private to the model but for var and live. */
 struct pmu {
 	const struct pmu_variant *var;
+	uint32_t readings;		/* bitmap of enum pmu_reading */
 
 	uint64_t evtsel[PMU_MAX_GP];
 	uint64_t gp[PMU_MAX_GP];
@@ -119,6 +159,13 @@ struct pmu {
 	bool live;			/* some counter counts in some ring */
 	bool sampling;			/* ... and asks for a PMI */
 	bool pmi;			/* not fetched yet */
+	uint64_t pmi_due;		/* ... and not before this step */
+
+	/* What readings other than the default need to know. */
+	uint8_t undefined;		/* writes until PERF_METRICS is defined */
+	bool metrics_counted;		/* since PERF_METRICS was written */
+	uint64_t metrics_seen;		/* latest value written or read */
+	unsigned int metrics_reads;
 };
 
 /* Result of an access: done; #GP(0); or not a register of the PMU. */
@@ -150,11 +197,21 @@ const struct pmu_variant *pmu_variant_by_name(const char *name);
 const struct pmu_variant *pmu_variant_by_model(const char *model);
 
 /**
+ * pmu_reading_by_name() - find a reading by its name
+ * @name: e.g. "slots-clears", see README, or "strict": all that are undefined
+ *
+ * Return: a bitmap of enum pmu_reading, 0 if there is none of that name.
+ */
+uint32_t pmu_reading_by_name(const char *name);
+
+/**
  * pmu_init() - power up
  * @pmu: state, uninitialised
  * @var: kind of CPU, must outlive @pmu
+ * @readings: bitmap of enum pmu_reading; of two readings of the same question the
+ *	      first in the enum counts
  */
-void pmu_init(struct pmu *pmu, const struct pmu_variant *var);
+void pmu_init(struct pmu *pmu, const struct pmu_variant *var, uint32_t readings);
 
 /**
  * pmu_reset() - RESET: all registers get their reset values
@@ -203,14 +260,14 @@ bool pmu_set_ring(struct pmu *pmu, const struct pmu_activity *now, unsigned int 
 
 /**
  * pmu_rdmsr() - RDMSR
- * @pmu: state, reported up to now
+ * @pmu: state, reported up to now; a read changes it in some readings
  * @msr: register
  * @val: gets the value, if there is one
  *
  * Return: PMU_OK, PMU_GP, or PMU_FOREIGN if @msr is none of the PMU's.
  * (SDM volume 4.)
  */
-enum pmu_result pmu_rdmsr(const struct pmu *pmu, uint32_t msr, uint64_t *val);
+enum pmu_result pmu_rdmsr(struct pmu *pmu, uint32_t msr, uint64_t *val);
 
 /**
  * pmu_wrmsr() - WRMSR
@@ -231,7 +288,7 @@ enum pmu_result pmu_wrmsr(struct pmu *pmu, uint32_t msr, uint64_t val);
  *
  * Return: PMU_OK or PMU_GP.  (SDM volume 2, "RDPMC".)
  */
-enum pmu_result pmu_rdpmc(const struct pmu *pmu, uint32_t ecx, uint64_t *val);
+enum pmu_result pmu_rdpmc(struct pmu *pmu, uint32_t ecx, uint64_t *val);
 
 /**
  * pmu_global_ctrl_valid() - check a VMCS field for GLOBAL_CTRL at VM-Entry
@@ -277,8 +334,8 @@ uint64_t pmu_next_overflow(const struct pmu *pmu);
  * pmu_take_pmi() - fetch a performance-monitoring interrupt
  * @pmu: state
  *
- * Return: whether one has been raised since the last call.  The caller then
- * asks pmu_lvtpc_delivers().
+ * Return: whether one has been raised since the last call, and is due.  The caller
+ * then asks pmu_lvtpc_delivers().
  */
 bool pmu_take_pmi(struct pmu *pmu);
 

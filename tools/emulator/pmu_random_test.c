@@ -322,20 +322,56 @@ static void ref_step(const struct step *s)
 	}
 }
 
-/* The greatest fraction that is not above, or the next one if no farther. */
+/*
+ * The greatest fraction that is not above, or the next one if no farther.  Then, if the
+ * counts of level 1 sum to 255 or 256 fractions of 255, so do these: one fraction after
+ * the other is moved where it errs least.
+ */
 static uint64_t ref_metrics(void)
 {
-	uint64_t slots = ref.fixed[3], val = 0;
+	uint64_t slots = ref.fixed[3], val = 0, count = 0;
+	int64_t fraction[NR_METRICS] = { 0 }, sum = 0;
 
 	if (!slots)
 		return 0;
-	for (unsigned int m = 0; m < ref.kind->metrics; m++) {
-		uint64_t fraction = 0;
+	for (unsigned int m = 0; m < ref.kind->metrics; m++)
+		while (fraction[m] < 255 && (2 * fraction[m] + 1) * slots <= 2 * ref.metric[m])
+			fraction[m]++;
 
-		while (fraction < 255 && (2 * fraction + 1) * slots <= 2 * ref.metric[m])
-			fraction++;
-		val |= fraction << 8 * m;
+	for (unsigned int m = 0; m < 4; m++) {
+		sum += fraction[m];
+		count += ref.metric[m];
 	}
+	for (int64_t right = 255; right <= 256; right++) {
+		if (2 * count < (2 * right - 1) * slots || 2 * count >= (2 * right + 1) * slots)
+			continue;
+		while (sum != right) {
+			int by = sum < right ? 1 : -1;
+			__int128 least = 0;
+			int best = -1;
+
+			for (int m = 0; m < 4; m++) {
+				__int128 error = (__int128)(fraction[m] + by) * slots - ref.metric[m];
+
+				if (fraction[m] + by < 0 || fraction[m] + by > 255)
+					continue;
+				error *= by;
+				if (best < 0 || error < least) {
+					least = error;
+					best = m;
+				}
+			}
+			if (best < 0)
+				break;
+			fraction[best] += by;
+			sum += by;
+		}
+		for (unsigned int m = 4; m < ref.kind->metrics; m++)
+			if (ref.metric[m] <= ref.metric[m - 4] && fraction[m] > fraction[m - 4])
+				fraction[m] = fraction[m - 4];
+	}
+	for (unsigned int m = 0; m < ref.kind->metrics; m++)
+		val |= (uint64_t)fraction[m] << 8 * m;
 	return val;
 }
 
@@ -1093,7 +1129,7 @@ static void reset(void)
 /* Power up, and perhaps RESET after long activity. */
 static void power_up(const struct kind *kind)
 {
-	pmu_init(&pmu, pmu_variant_by_name(kind->name));
+	pmu_init(&pmu, pmu_variant_by_name(kind->name), 0);
 	memset(&act, 0, sizeof(act));
 	ref.kind = kind;
 	ref_reset();

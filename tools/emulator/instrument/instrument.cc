@@ -24,6 +24,8 @@ void bx_pmu_c::init(BX_CPU_C *_cpu)
 {
 	const char *name;
 	const struct pmu_variant *var;
+	uint32_t readings = 0;
+	char words[256];
 
 	cpu = _cpu;
 	cpl = 0;
@@ -38,15 +40,28 @@ void bx_pmu_c::init(BX_CPU_C *_cpu)
 			BX_PANIC(("BOCHS_COSTS: cannot write to '%s'", name));
 	}
 
+	/* A PMU, and readings. */
 	name = getenv("BOCHS_PMU");
-	var = name ? pmu_variant_by_name(name) : pmu_variant_by_model(cpu->cpuid->get_name());
-	if (name && !var && strcmp(name, "none"))
+	snprintf(words, sizeof(words), "%s", name ? name : "own");
+	name = strtok(words, ",");
+	if (!name || !strcmp(name, "own"))
+		var = pmu_variant_by_model(cpu->cpuid->get_name());
+	else
+		var = pmu_variant_by_name(name);
+	if (name && !var && strcmp(name, "own") && strcmp(name, "none"))
 		BX_PANIC(("BOCHS_PMU: no PMU is called '%s'", name));
+	while ((name = strtok(NULL, ","))) {
+		uint32_t reading = pmu_reading_by_name(name);
+
+		if (!reading)
+			BX_PANIC(("BOCHS_PMU: no reading is called '%s'", name));
+		readings |= reading;
+	}
 	if (!var)
 		return;
 
-	BX_INFO(("PMU: %s", var->name));
-	pmu_init(&pmu, var);
+	BX_INFO(("PMU: %s, readings %#x", var->name, readings));
+	pmu_init(&pmu, var, readings);
 	timer = bx_pc_system.register_timer_ticks(this, timer_handler, 1, 0, 0, "pmu");
 	timer_active = false;
 }
@@ -233,7 +248,7 @@ void bx_pmu_c::load(Bit32u msr, Bit64u val)
 	arm();
 }
 
-Bit64u bx_pmu_c::get(Bit32u msr) const
+Bit64u bx_pmu_c::get(Bit32u msr)
 {
 	uint64_t val = 0;
 

@@ -21,8 +21,8 @@ public:
 	/* Counted by the macros below; PMU_STEP is the core's icount. */
 	struct pmu_activity activity;
 
-	/* Power up, with the PMU that belongs to the CPU model, or with the
-	 * one named by BOCHS_PMU in the environment ("none" for none).
+	/* Power up, with the PMU that belongs to the CPU model, or with what
+	 * BOCHS_PMU in the environment says, see README.
 	 */
 	void init(BX_CPU_C *cpu);
 	void reset(unsigned source);
@@ -77,8 +77,8 @@ public:
 	void vmenter(void);
 	void load_global_ctrl(Bit64u val) { load(MSR_PERF_GLOBAL_CTRL, val); }
 	void load_debugctl(Bit64u val) { load(MSR_DEBUGCTL, val); }
-	Bit64u get_global_ctrl(void) const { return get(MSR_PERF_GLOBAL_CTRL); }
-	Bit64u get_debugctl(void) const { return get(MSR_DEBUGCTL); }
+	Bit64u get_global_ctrl(void) { return get(MSR_PERF_GLOBAL_CTRL); }
+	Bit64u get_debugctl(void) { return get(MSR_DEBUGCTL); }
 
 private:
 	struct pmu pmu;
@@ -99,7 +99,7 @@ private:
 	void enter_ring(unsigned to);
 	void leave_ring(unsigned from);
 	void load(Bit32u msr, Bit64u val);
-	Bit64u get(Bit32u msr) const;
+	Bit64u get(Bit32u msr);
 	void arm(Bit64u at_least = 1);
 	void deliver(void);
 	static void timer_handler(void *self);
