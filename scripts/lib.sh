@@ -135,8 +135,14 @@ needed_cpus() { # TEST...
 }
 guests_of() { echo "$cache/guests/$1${KERNEL:+-$KERNEL}"; } # KIND
 
-# Whether scripts/check has prepared this kind of kernel, so that it only has to boot.
-is_prepared() { [[ " ${TOPDOWN_PREPARED:-} " == *" $kind${KERNEL:+-$KERNEL} "* ]]; }
+# Kernels that scripts/check has prepared, so that they only have to be booted, are in
+# TOPDOWN_PREPARED by names that say what they are made of.
+prepared_name() {
+	local from=
+	[ "$kind" = base ] || from=$(realpath "$series")
+	echo "$kind${KERNEL:+-$KERNEL}:$base_git:$from"
+}
+is_prepared() { [[ " ${TOPDOWN_PREPARED:-} " == *" $(prepared_name) "* ]]; }
 
 # The commits of the series as scripts/apply has left them, oldest first.
 series_commits() {
@@ -154,9 +160,11 @@ boot_to_the_end() { # DIRECTORY COMMAND...
 	local directory=$1 status=0
 	shift
 	mkdir -p "$directory"
+	rm -f "$directory/results.tap"
 	LOGS=$directory "$@" 2>&1 | tee "$directory/output" || status=${PIPESTATUS[0]}
 	[ "$status" -le 1 ] ||
 		die "the lab did not finish cleanly, see $directory: $(grep -A 1 -E '^error: |^trouble on the console' "$directory/output" | tail -n 1)"
+	"$repo/scripts/results.py" whole "$directory/results.tap" || exit 2
 }
 
 # What gates of patches begin with: the series, applied.
