@@ -262,6 +262,13 @@ trap end_child EXIT
 trap 'echo " interrupted, run again to go on" >&2; exit 130' INT
 trap 'exit 143' TERM HUP
 
+# Sleeps for a while, but without a process: what is looked after needs the processor.
+never=
+pause() { # SECONDS
+	[ -n "$never" ] || exec {never}<> <(:)
+	read -r -t "$1" -u "$never" || true
+}
+
 # stage TITLE COMMAND...: runs it with a line of progress, output in a log.
 # Expects $stages (how many there will be) and $logs (a directory).
 stage_no=0
@@ -284,7 +291,7 @@ stage() {
 			told=$SECONDS
 			printf '\n      still at it (%s, %d lines of log)' "$(elapsed $now)" "$(wc -l <"$log")"
 		fi
-		sleep 0.1
+		pause 0.1
 	done
 	wait "$child" || status=$?
 	child=
