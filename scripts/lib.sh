@@ -135,8 +135,14 @@ needed_cpus() { # TEST...
 }
 guests_of() { echo "$cache/guests/$1${KERNEL:+-$KERNEL}"; } # KIND
 
-# Whether scripts/check has prepared this kind of kernel, so that it only has to boot.
-is_prepared() { [[ " ${TOPDOWN_PREPARED:-} " == *" $kind${KERNEL:+-$KERNEL} "* ]]; }
+# Kernels that scripts/check has prepared, so that they only have to be booted, are in
+# TOPDOWN_PREPARED by names that say what they are made of.
+prepared_name() {
+	local from=
+	[ "$kind" = base ] || from=$(realpath "$series")
+	echo "$kind${KERNEL:+-$KERNEL}:$base_git:$from"
+}
+is_prepared() { [[ " ${TOPDOWN_PREPARED:-} " == *" $(prepared_name) "* ]]; }
 
 # The commits of the series as scripts/apply has left them, oldest first.
 series_commits() {
@@ -154,9 +160,11 @@ boot_to_the_end() { # DIRECTORY COMMAND...
 	local directory=$1 status=0
 	shift
 	mkdir -p "$directory"
+	rm -f "$directory/results.tap"
 	LOGS=$directory "$@" 2>&1 | tee "$directory/output" || status=${PIPESTATUS[0]}
 	[ "$status" -le 1 ] ||
 		die "the lab did not finish cleanly, see $directory: $(grep -A 1 -E '^error: |^trouble on the console' "$directory/output" | tail -n 1)"
+	"$repo/scripts/results.py" whole "$directory/results.tap" || exit 2
 }
 
 # What gates of patches begin with: the series, applied.
@@ -254,6 +262,13 @@ trap end_child EXIT
 trap 'echo " interrupted, run again to go on" >&2; exit 130' INT
 trap 'exit 143' TERM HUP
 
+# Sleeps for a while, but without a process: what is looked after needs the processor.
+never=
+pause() { # SECONDS
+	[ -n "$never" ] || exec {never}<> <(:)
+	read -r -t "$1" -u "$never" || true
+}
+
 # stage TITLE COMMAND...: runs it with a line of progress, output in a log.
 # Expects $stages (how many there will be) and $logs (a directory).
 stage_no=0
@@ -276,7 +291,7 @@ stage() {
 			told=$SECONDS
 			printf '\n      still at it (%s, %d lines of log)' "$(elapsed $now)" "$(wc -l <"$log")"
 		fi
-		sleep 0.1
+		pause 0.1
 	done
 	wait "$child" || status=$?
 	child=
