@@ -53,6 +53,7 @@ kill_guest() { # NAME
 		tap_failed=1
 	}
 	wait "$(cat "/tmp/$1.pid")"
+	[ "${tap_failed:-0}" = 0 ] || tail -n 30 "/tmp/$1.qemu" "/tmp/$1.console" | sed 's/^/# /'
 	rm /tmp/"$1".* /tmp/"$1"-monitor.*
 }
 # The test fails if its kernel has something to complain of.
@@ -94,6 +95,7 @@ answer() {
 		*) printf '%s\n' "$line" ;;
 		esac
 	done <>"/tmp/$1.out"
+	echo "no answer from $1 within 60 s"
 	return 1
 }
 ask() {
