@@ -131,6 +131,13 @@ static const struct pmu_variant variants[] = {
 		.nr_arch_events = 8, .nr_metrics = 4,
 		.perf_capabilities = CAP_FW_WRITES | CAP_PERF_METRICS,
 	}, {
+		/* Raptor Lake's signature, on any model named by hand. */
+		.name = "rpl", .model = "", .signature = 0x000b0671,
+		.version = 5, .nr_gp = 8, .fixed_mask = 0x0f, .width = 48,
+		.nr_arch_events = 8, .nr_metrics = 8,
+		.vmexit_save_global_ctrl = true,
+		.perf_capabilities = CAP_FW_WRITES,	/* erratum RPL018 */
+	}, {
 		.name = "skx", .model = "corei7_skylake_x",
 		.version = 4, .nr_gp = 8, .fixed_mask = 0x07, .width = 48,
 		.nr_arch_events = 7, .anythread = true,

@@ -182,7 +182,7 @@ struct pmu_cpuid {
 
 /**
  * pmu_variant_by_name() - find a variant by its name
- * @name: "spr", "icl", "skx", "ecore"
+ * @name: "spr", "icl", "rpl", "skx", "ecore"
  *
  * Return: the variant, NULL if there is none of that name ("none", too).
  */

@@ -56,6 +56,7 @@ static const struct kind {
 } kinds[] = {
 	{ "spr",   5, { 1, 1, 1, 1, 0, 0, 0 }, 8, false, BIT(13) | BIT(15) },
 	{ "icl",   5, { 1, 1, 1, 1, 0, 0, 0 }, 4, false, BIT(13) | BIT(15) },
+	{ "rpl",   5, { 1, 1, 1, 1, 0, 0, 0 }, 8, false, BIT(13) },
 	{ "skx",   4, { 1, 1, 1, 0, 0, 0, 0 }, 0, true,	 BIT(13) },
 	{ "ecore", 6, { 1, 1, 1, 0, 1, 1, 1 }, 0, false, BIT(13) },
 };
