@@ -40,7 +40,10 @@
 #define EVTSEL_EN		BIT(22)
 #define EVTSEL_INV		BIT(23)
 #define EVTSEL_CMASK_SHIFT	24
+#define EVTSEL_CMASK		0xff000000ull
 #define EVTSEL_ALL		0xffffffffull
+#define EVTSEL_EQ		BIT(36)
+#define EVTSEL_UMASK2		0xff0000000000ull
 
 #define FIXED_OS		BIT(0)
 #define FIXED_USR		BIT(1)
@@ -131,7 +134,7 @@ static const struct pmu_variant variants[] = {
 		.nr_arch_events = 8, .nr_metrics = 4,
 		.perf_capabilities = CAP_FW_WRITES | CAP_PERF_METRICS,
 	}, {
-		/* Raptor Lake's signature, on any model named by hand. */
+		/* Raptor Lake. This and the following are named by hand, on any model. */
 		.name = "rpl", .model = "", .signature = 0x000b0671,
 		.version = 5, .nr_gp = 8, .fixed_mask = 0x0f, .width = 48,
 		.nr_arch_events = 8, .nr_metrics = 8,
@@ -143,10 +146,17 @@ static const struct pmu_variant variants[] = {
 		.nr_arch_events = 7, .anythread = true,
 		.perf_capabilities = CAP_FW_WRITES,
 	}, {
-		/* Sierra Forest's signature, on any model named by hand. */
-		.name = "ecore", .model = "", .signature = 0x000a06f3,
+		/* Sierra Forest */
+		.name = "srf", .model = "", .signature = 0x000a06f3,
+		.version = 6, .nr_gp = 8, .fixed_mask = 0x07, .width = 48,
+		.nr_arch_events = 7, .perfmon_ext = true,
+		.vmexit_save_global_ctrl = true,
+		.perf_capabilities = CAP_FW_WRITES,
+	}, {
+		/* Clearwater Forest */
+		.name = "cwf", .model = "", .signature = 0x000d06d0,
 		.version = 6, .nr_gp = 8, .fixed_mask = 0x77, .width = 48,
-		.nr_arch_events = 7,
+		.nr_arch_events = 7, .perfmon_ext = true,
 		.vmexit_save_global_ctrl = true,
 		.perf_capabilities = CAP_FW_WRITES,
 	},
@@ -289,7 +299,8 @@ static uint64_t status_set_bits(const struct pmu *pmu)
 
 static uint64_t evtsel_bits(const struct pmu *pmu)
 {
-	return EVTSEL_ALL & ~(pmu->var->anythread ? 0 : EVTSEL_ANY);
+	return (EVTSEL_ALL & ~(pmu->var->anythread ? 0 : EVTSEL_ANY)) |
+	       (pmu->var->perfmon_ext ? EVTSEL_EQ | EVTSEL_UMASK2 : 0);
 }
 
 static uint64_t fixed_ctrl_bits(const struct pmu *pmu)
@@ -398,7 +409,7 @@ static unsigned int quantity_of(const struct pmu *pmu, uint64_t sel)
 {
 	for (unsigned int i = 0; i < ARRAY_SIZE(events); i++) {
 		if (events[i].event != (sel & EVTSEL_EVENT) ||
-		    events[i].umask != (sel & EVTSEL_UMASK) >> 8)
+		    events[i].umask != (sel & EVTSEL_UMASK) >> 8 || sel & EVTSEL_UMASK2)
 			continue;
 		if (events[i].index < pmu->var->nr_arch_events ||
 		    events[i].nr_metrics <= pmu->var->nr_metrics)
@@ -450,13 +461,13 @@ static bool is_level(unsigned int quantity)
 
 /*
  * What a general-purpose counter makes of a quantity.  CMASK n counts cycles
- * with at least n occurrences, INV those with fewer (only with CMASK, as
+ * with at least n occurrences, with EQ just n, INV all others (both only with CMASK, as
  * documented), EDGE the beginnings of such stretches; as no two cycles of the
  * same event are neighbours here, each is one, inverted or not.
  */
 static uint64_t filtered(uint64_t sel, unsigned int quantity, const uint64_t *q)
 {
-	unsigned int cmask = sel >> EVTSEL_CMASK_SHIFT & 0xff;
+	unsigned int cmask = (sel & EVTSEL_CMASK) >> EVTSEL_CMASK_SHIFT;
 	uint64_t cycles;
 
 	if (quantity == PMU_Q_NONE)
@@ -466,7 +477,10 @@ static uint64_t filtered(uint64_t sel, unsigned int quantity, const uint64_t *q)
 	if (quantity < PMU_Q_SLOTS)
 		return 0;	/* how slots spread over cycles isn't modelled */
 
-	cycles = cmask <= per_cycle(quantity) ? q[quantity] / per_cycle(quantity) : 0;
+	cycles = q[quantity] / per_cycle(quantity);
+	if (cmask > per_cycle(quantity) ||
+	    (sel & EVTSEL_EQ && cmask && cmask != per_cycle(quantity)))
+		cycles = 0;
 	if (sel & EVTSEL_EDGE)
 		return is_level(quantity) ? 0 : cycles;
 	if (sel & EVTSEL_INV)
@@ -619,18 +633,49 @@ void pmu_reset(struct pmu *pmu)
 	pmu->misc_enable = MISC_FAST_STRINGS | MISC_READ_ONLY;
 }
 
-void pmu_cpuid(const struct pmu *pmu, uint32_t leaf, struct pmu_cpuid *r)
+/*
+ * Leaf 0x23: sub-leaves, filters and slots in a cycle; counters; events.  What a real
+ * CPU says is in Bochs' cpu/cpudb/intel/arrow_lake.txt.
+ */
+static void cpuid_perfmon_ext(const struct pmu *pmu, uint32_t subleaf, struct pmu_cpuid *r)
+{
+	memset(r, 0, sizeof(*r));
+	switch (subleaf) {
+	case 0:
+		r->eax = BIT(0) | BIT(1) | BIT(3);
+		r->ebx = BIT(0) | BIT(1);		/* UMASK2, EQ */
+		r->ecx = SLOTS_PER_CYCLE;
+		break;
+	case 1:
+		r->eax = BIT(pmu->var->nr_gp) - 1;
+		r->ebx = pmu->var->fixed_mask;
+		break;
+	case 3:
+		r->eax = BIT(pmu->var->nr_arch_events) - 1;
+		break;
+	}
+}
+
+void pmu_cpuid(const struct pmu *pmu, uint32_t leaf, uint32_t subleaf, struct pmu_cpuid *r)
 {
 	const struct pmu_variant *var = pmu->var;
 	unsigned int contiguous = 0;
 
 	switch (leaf) {
+	case 0:
+		if (var->perfmon_ext && r->eax < 0x23)
+			r->eax = 0x23;
+		break;
 	case 1:
 		if (var->signature)
 			r->eax = var->signature;
 		r->ecx |= BIT(15);			/* PDCM */
 		r->ecx &= ~(BIT(2) | BIT(4));		/* DTES64, DS-CPL */
 		r->edx &= ~BIT(21);			/* DS */
+		break;
+	case 7:
+		if (var->perfmon_ext && subleaf == 1)
+			r->eax |= BIT(8);		/* ArchPerfmonExt */
 		break;
 	case 0xa:
 		while (has_fixed(pmu, contiguous))
@@ -640,6 +685,10 @@ void pmu_cpuid(const struct pmu *pmu, uint32_t leaf, struct pmu_cpuid *r)
 		r->ebx = 0;
 		r->ecx = var->version >= 5 ? var->fixed_mask : 0;
 		r->edx = contiguous | var->width << 5 | !var->anythread << 15;
+		break;
+	case 0x23:
+		if (var->perfmon_ext)
+			cpuid_perfmon_ext(pmu, subleaf, r);
 		break;
 	}
 }
@@ -838,8 +887,8 @@ static bool in_range(uint32_t msr, uint32_t base, uint32_t nr, unsigned int *i)
 }
 
 /*
- * Version 6 has a second set of numbers for the counters and selectors.  The
- * selectors' extensions it has room for are not announced here, so absent.
+ * Version 6 has a second set of numbers for the counters and selectors.  What else it
+ * has room for is not announced, so absent: reload of counters, PEBS.
  */
 static uint32_t first_name(const struct pmu *pmu, uint32_t msr)
 {
@@ -1094,7 +1143,7 @@ uint64_t pmu_next_overflow(const struct pmu *pmu)
 
 		if (!(gp_rings(pmu, i) & here) || !(pmu->evtsel[i] & EVTSEL_INT))
 			continue;
-		if (pmu->evtsel[i] & EVTSEL_INV && pmu->evtsel[i] >> EVTSEL_CMASK_SHIFT)
+		if (pmu->evtsel[i] & EVTSEL_INV && pmu->evtsel[i] & EVTSEL_CMASK)
 			quantity = PMU_Q_CYCLES;
 		if (quantity != PMU_Q_NONE)
 			next = min_u64(next, steps_until(size - pmu->gp[i], quantity));

@@ -93,6 +93,7 @@ struct pmu_variant {
 	uint8_t nr_arch_events;		/* CPUID.0xA:EAX[31:24] */
 	uint8_t nr_metrics;		/* of PERF_METRICS; 0: no such MSR */
 	bool anythread;			/* ANY bits exist */
+	bool perfmon_ext;		/* CPUID leaf 0x23, EQ and UMASK2 exist */
 	bool vmexit_save_global_ctrl;	/* VM-Exit control 30 */
 	uint64_t perf_capabilities;
 };
@@ -182,7 +183,7 @@ struct pmu_cpuid {
 
 /**
  * pmu_variant_by_name() - find a variant by its name
- * @name: "spr", "icl", "rpl", "skx", "ecore"
+ * @name: "spr", "icl", "rpl", "skx", "srf", "cwf"
  *
  * Return: the variant, NULL if there is none of that name ("none", too).
  */
@@ -228,12 +229,14 @@ void pmu_reset(struct pmu *pmu);
  * pmu_cpuid() - put what the PMU announces into a leaf of CPUID
  * @pmu: state
  * @leaf: EAX as given to CPUID
+ * @subleaf: ECX
  * @r: what the CPU model answers; changed in leaves 1 (signature, PDCM on, DS,
- *     DTES64 and DS-CPL off) and 0xA, all others are left alone
+ *     DTES64 and DS-CPL off) and 0xA, and if there is leaf 0x23, in that one and in
+ *     leaves 0 and 7, which announce it; all others are left alone
  *
  * (SDM volume 2, "CPUID".)
  */
-void pmu_cpuid(const struct pmu *pmu, uint32_t leaf, struct pmu_cpuid *r);
+void pmu_cpuid(const struct pmu *pmu, uint32_t leaf, uint32_t subleaf, struct pmu_cpuid *r);
 
 /**
  * pmu_report() - count up to now

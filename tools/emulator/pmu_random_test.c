@@ -58,7 +58,8 @@ static const struct kind {
 	{ "icl",   5, { 1, 1, 1, 1, 0, 0, 0 }, 4, false, BIT(13) | BIT(15) },
 	{ "rpl",   5, { 1, 1, 1, 1, 0, 0, 0 }, 8, false, BIT(13) },
 	{ "skx",   4, { 1, 1, 1, 0, 0, 0, 0 }, 0, true,	 BIT(13) },
-	{ "ecore", 6, { 1, 1, 1, 0, 1, 1, 1 }, 0, false, BIT(13) },
+	{ "srf",   6, { 1, 1, 1, 0, 0, 0, 0 }, 0, false, BIT(13) },
+	{ "cwf",   6, { 1, 1, 1, 0, 1, 1, 1 }, 0, false, BIT(13) },
 };
 
 struct reference {
@@ -201,6 +202,8 @@ static bool raw_slots(uint64_t sel, const char *slots, unsigned int *n)
 static unsigned int occurrences(uint64_t sel, unsigned int what, bool tick, bool *level)
 {
 	*level = false;
+	if (sel >> 40)			/* UMASK2: another event */
+		return 0;
 	switch (sel & 0xffff) {
 	case 0x00c0:
 		return what & INSTRUCTION ? 1 : 0;
@@ -234,16 +237,17 @@ static unsigned int occurrences(uint64_t sel, unsigned int what, bool tick, bool
 static unsigned int gp_count(uint64_t sel, const char *slots, unsigned int what, bool tick)
 {
 	unsigned int cmask = sel >> 24 & 0xff;
-	bool edge = bit(sel, 18), inv = bit(sel, 23), level;
+	bool edge = bit(sel, 18), inv = bit(sel, 23), eq = bit(sel, 36), level, met;
 	unsigned int n = occurrences(sel, what, tick, &level);
 
 	if (raw_slots(sel, slots, &n))
 		return n;
+	met = cmask && eq ? n == cmask : n >= cmask;
 	if (edge)
-		return !level && n && n >= cmask;
+		return !level && n && met;
 	if (!cmask)
 		return n;
-	return inv ? n < cmask : n >= cmask;
+	return met != inv;
 }
 
 /*
@@ -485,8 +489,10 @@ static enum pmu_result ref_rdmsr(uint32_t msr, uint64_t *val)
 static bool may_set(uint32_t msr, unsigned int b)
 {
 	for (unsigned int i = 0; i < NR_GP; i++) {
+		if (msr == EVTSEL(i) && b >= 32)
+			return ref.kind->version >= 6 && (b == 36 || (b >= 40 && b < 48));
 		if (msr == EVTSEL(i))
-			return b < 32 && (b != 21 || ref.kind->any);
+			return b != 21 || ref.kind->any;
 		if (msr == PERFCTR(i))
 			return true;
 		if (msr == PMC(i))
@@ -787,6 +793,10 @@ static uint64_t plausible(uint32_t msr)
 			val |= random64() & (BIT(18) | BIT(19) | BIT(21) | BIT(23));
 		if (one_in(2))
 			val |= (uint64_t)cmasks[below(ARRAY_SIZE(cmasks))] << 24;
+		if (one_in(4))
+			val |= random64() & BIT(36);
+		if (one_in(8))
+			val |= BIT(40 + below(8));
 		return legal(msr, val);
 	}
 

@@ -36,6 +36,8 @@
 #define EN		BIT(22)
 #define INV		BIT(23)
 #define CMASK(n)	((uint64_t)(n) << 24)
+#define EQ		BIT(36)
+#define UMASK2(n)	((uint64_t)(n) << 40)
 
 /* EVENT | UMASK << 8, as PERFEVTSEL holds them. */
 #define CYCLES		0x003c
@@ -56,7 +58,7 @@
 #define MISPREDICTS	0x08a4
 #define MEMORY_BOUND	0x10a4
 
-static const char *const names[] = { "spr", "icl", "rpl", "skx", "ecore" };
+static const char *const names[] = { "spr", "icl", "rpl", "skx", "srf", "cwf" };
 
 /* What is documented of each. */
 static const struct expectation {
@@ -68,7 +70,8 @@ static const struct expectation {
 	{ 5, 0x0f, 4, 4, 0xa000, false, false, 0x806f8 },
 	{ 5, 0x0f, 4, 8, 0x2000, false, true, 0xb0671 },
 	{ 4, 0x07, 3, 0, 0x2000, true, false, 0x806f8 },
-	{ 6, 0x77, 3, 0, 0x2000, false, true, 0xa06f3 },
+	{ 6, 0x07, 3, 0, 0x2000, false, true, 0xa06f3 },
+	{ 6, 0x77, 3, 0, 0x2000, false, true, 0xd06d0 },
 };
 
 #define NR_VARIANTS	ARRAY_SIZE(names)
@@ -265,16 +268,16 @@ static void test_cpuid(const struct expectation *e)
 	struct pmu_cpuid r = { .ecx = 0xffffffff, .edx = 0xffffffff };
 
 	r.eax = 0x806f8;
-	pmu_cpuid(&pmu, 1, &r);
+	pmu_cpuid(&pmu, 1, 0, &r);
 	check_eq(r.eax, e->signature);
 	check_eq(r.ecx, 0xffffffff & ~(BIT(2) | BIT(4)));
 	check_eq(r.edx, 0xffffffff & ~BIT(21));
 	r.ecx = 0;
-	pmu_cpuid(&pmu, 1, &r);
+	pmu_cpuid(&pmu, 1, 0, &r);
 	check_eq(r.ecx, BIT(15));
 
 	memset(&r, 0xff, sizeof(r));
-	pmu_cpuid(&pmu, 0xa, &r);
+	pmu_cpuid(&pmu, 0xa, 0, &r);
 	check_eq(r.eax & 0xff, e->version);
 	check_eq(r.eax >> 8 & 0xff, 8);
 	check_eq(r.eax >> 16 & 0xff, WIDTH);
@@ -285,16 +288,41 @@ static void test_cpuid(const struct expectation *e)
 	check_eq(r.edx >> 5 & 0xff, WIDTH);
 	check_eq(r.edx >> 13, e->anythread ? 0 : 4);		/* bit 15 */
 
-	r = (struct pmu_cpuid){ 1, 2, 3, 4 };
-	pmu_cpuid(&pmu, 7, &r);
-	check(r.eax == 1 && r.ebx == 2 && r.ecx == 3 && r.edx == 4);
 	check_eq(pmu.var->vmexit_save_global_ctrl, e->save);
+}
+
+/* The leaf that came with version 6, what announces it, and that it changes no other. */
+static void test_cpuid_perfmon_ext(const struct expectation *e)
+{
+	const struct { uint32_t leaf, subleaf; struct pmu_cpuid own, right; } leaves[] = {
+		{ 0, 0, { 0x20, 2, 3, 4 }, { 0x23, 2, 3, 4 } },
+		{ 0, 0, { 0x24, 2, 3, 4 }, { 0x24, 2, 3, 4 } },
+		{ 7, 0, { 1, 2, 3, 4 }, { 1, 2, 3, 4 } },
+		{ 7, 1, { 1, 2, 3, 4 }, { 0x101, 2, 3, 4 } },
+		{ 7, 2, { 1, 2, 3, 4 }, { 1, 2, 3, 4 } },
+		{ 0x22, 0, { 1, 2, 3, 4 }, { 1, 2, 3, 4 } },
+		{ 0x23, 0, { 1, 2, 3, 4 }, { 0xb, 3, 6, 0 } },
+		{ 0x23, 1, { 1, 2, 3, 4 }, { 0xff, e->fixed_mask, 0, 0 } },
+		{ 0x23, 2, { 1, 2, 3, 4 }, { 0, 0, 0, 0 } },
+		{ 0x23, 3, { 1, 2, 3, 4 }, { 0x7f, 0, 0, 0 } },
+		{ 0x23, 4, { 1, 2, 3, 4 }, { 0, 0, 0, 0 } },
+	};
+
+	for (unsigned int i = 0; i < ARRAY_SIZE(leaves); i++) {
+		struct pmu_cpuid r = leaves[i].own;
+
+		pmu_cpuid(&pmu, leaves[i].leaf, leaves[i].subleaf, &r);
+		check(!memcmp(&r, e->version >= 6 ? &leaves[i].right : &leaves[i].own, sizeof(r)),
+		      "leaf %#x.%u", leaves[i].leaf, leaves[i].subleaf);
+	}
 }
 
 static void test_evtsel(const struct expectation *e)
 {
 	uint64_t legal = 0xffffffff & ~(e->anythread ? 0 : BIT(21));
 
+	if (e->version >= 6)
+		legal |= EQ | UMASK2(0xff);
 	for (unsigned int i = 0; i < 8; i++) {
 		check_eq(writable_bits(EVTSEL(i)), legal);
 		wr(EVTSEL(i), legal);
@@ -716,7 +744,7 @@ static void test_cost(void)
 /* Fixed counters 4 to 6: bad speculation, frontend bound, retiring. */
 static void test_efficient_core(void)
 {
-	power_up("ecore");
+	power_up("cwf");
 	wr(FIXED_CTRL, 0x1110000);
 	wr(GLOBAL_CTRL, 0x7000000000ull);
 	run(PMU_BRANCH_NOT_TAKEN, 10);
@@ -731,7 +759,7 @@ static void test_efficient_core(void)
 
 static void test_efficient_core_overflow(void)
 {
-	power_up("ecore");
+	power_up("cwf");
 	for (unsigned int i = 4; i < 7; i++) {
 		for (unsigned int pmi = 0; pmi < 2; pmi++) {
 			wr(FIXED_CTRL, (pmi ? 9ull : 1ull) << 4 * i);
@@ -952,6 +980,47 @@ static void test_filters(void)
 	check_eq(counted(0xff | EDGE | CMASK(1) | INV, PMU_LOAD, 10), 0);
 	check_eq(counted(0xff | CMASK(1) | INV, PMU_LOAD, 10), cycles);
 	check_eq(counted(0xff | CMASK(1), PMU_LOAD, 10), 0);
+}
+
+/* EQ: as many as CMASK says and no more, or, inverted, any other number. */
+static void test_filters_of_version6(void)
+{
+	uint64_t cycles;
+
+	power_up("cwf");
+	cycles = counted(CYCLES, PMU_LOAD, 10);
+	check_eq(counted(ALL_LOADS | EQ, PMU_LOAD, 10), 10);	/* needs CMASK */
+	check_eq(counted(ALL_LOADS | EQ | EDGE, PMU_LOAD, 10), 10);
+	check_eq(counted(ALL_LOADS | EQ | CMASK(1), PMU_LOAD, 10), 10);
+	check_eq(counted(ALL_LOADS | EQ | CMASK(2), PMU_LOAD, 10), 0);
+	check_eq(counted(ALL_LOADS | EQ | CMASK(1) | INV, PMU_LOAD, 10), cycles - 10);
+	check_eq(counted(ALL_LOADS | EQ | CMASK(2) | INV, PMU_LOAD, 10), cycles);
+	check_eq(counted(0xff | EQ | CMASK(1) | INV, PMU_LOAD, 10), cycles);
+	check_eq(counted(0xff | EQ | CMASK(1), PMU_LOAD, 10), 0);
+
+	/* A second unit mask makes another event, none of which is modelled. */
+	for (unsigned int bit = 0; bit < 8; bit++)
+		check_eq(counted(ALL_LOADS | UMASK2(1 << bit), PMU_LOAD, 10), 0);
+	count_event(CYCLES | UMASK2(1) | INV | OS | EN | INT);
+	wr(PMC(0), MASK);
+	check_eq(pmu_next_overflow(&pmu), UINT64_MAX);
+}
+
+/* Slots come six in a cycle; no CPU with EQ has that event, so one is made up. */
+static void test_slots_equal(void)
+{
+	struct pmu_variant both = *pmu_variant_by_name("spr");
+	uint64_t cycles;
+
+	both.perfmon_ext = true;
+	pmu_init(&pmu, &both, 0);
+	cycles = counted(CYCLES, PMU_LOAD, 10);
+	check_eq(counted(SLOTS | EQ | CMASK(6), PMU_LOAD, 10), cycles);
+	check_eq(counted(SLOTS | EQ | CMASK(5), PMU_LOAD, 10), 0);
+	check_eq(counted(SLOTS | EQ | CMASK(7), PMU_LOAD, 10), 0);
+	check_eq(counted(SLOTS | EQ | CMASK(5) | INV, PMU_LOAD, 10), cycles);
+	check_eq(counted(SLOTS | EQ | CMASK(6) | INV, PMU_LOAD, 10), 0);
+	check_eq(counted(SLOTS | EQ, PMU_LOAD, 10), 6 * cycles);
 }
 
 /* Let @counter, which counts instructions or more, wrap on its last count. */
@@ -1196,7 +1265,7 @@ static void test_next_overflow(void)
 	check(pmu_next_overflow(&pmu) <= 100);
 
 	/* frontend bound: 12 in a branch whose target faults */
-	power_up("ecore");
+	power_up("cwf");
 	wr(FIXED_CTRL, 0x900000);
 	wr(FIXED(5), BIT(WIDTH) - 1200);
 	wr(GLOBAL_CTRL, BIT(37));
@@ -2011,6 +2080,7 @@ static const struct {
 } variant_tests[] = {
 	{ "reset values", test_reset },
 	{ "CPUID", test_cpuid },
+	{ "CPUID leaf 0x23", test_cpuid_perfmon_ext },
 	{ "PERFEVTSEL bits", test_evtsel },
 	{ "legacy counters sign-extend 32 bits", test_legacy_counters },
 	{ "full-width counters", test_full_width_counters },
@@ -2052,6 +2122,8 @@ static const struct {
 	{ "OS and USR", test_rings },
 	{ "enable bits", test_enables },
 	{ "EDGE, INV and CMASK", test_filters },
+	{ "EQ and UMASK2", test_filters_of_version6 },
+	{ "EQ with six slots in a cycle", test_slots_equal },
 	{ "overflow and PMI at the last count", test_overflow },
 	{ "LVTPC's mask bit", test_lvtpc },
 	{ "freeze on PMI", test_freeze },

@@ -29,7 +29,7 @@ public:
 	bool present() const { return pmu.var != NULL; }
 	bool saves_global_ctrl() const { return present() && pmu.var->vmexit_save_global_ctrl; }
 
-	void cpuid(Bit32u function, cpuid_function_t *leaf) const;
+	void cpuid(Bit32u function, Bit32u subfunction, cpuid_function_t *leaf) const;
 
 	/* As bx_cpuid_t::rdmsr(): 1 done, 0 #GP, -1 not a register of ours. */
 	int rdmsr(Bit32u index, Bit64u *val);
