@@ -127,12 +127,14 @@ static const struct pmu_variant variants[] = {
 		.version = 5, .nr_gp = 8, .fixed_mask = 0x0f, .width = 48,
 		.nr_arch_events = 8, .nr_metrics = 8,
 		.vmexit_save_global_ctrl = true,
-		.perf_capabilities = CAP_FW_WRITES | CAP_PERF_METRICS,
+		.perf_capabilities = CAP_FREEZE_WHILE_SMM | CAP_FW_WRITES |
+				     CAP_PERF_METRICS,
 	}, {
 		.name = "icl", .model = "corei7_icelake_u",
 		.version = 5, .nr_gp = 8, .fixed_mask = 0x0f, .width = 48,
 		.nr_arch_events = 8, .nr_metrics = 4,
-		.perf_capabilities = CAP_FW_WRITES | CAP_PERF_METRICS,
+		.perf_capabilities = CAP_FREEZE_WHILE_SMM | CAP_FW_WRITES |
+				     CAP_PERF_METRICS,
 	}, {
 		/* Raptor Lake. This and the following are named by hand, on any model. */
 		.name = "rpl", .model = "", .signature = 0x000b0671,
@@ -144,21 +146,21 @@ static const struct pmu_variant variants[] = {
 		.name = "skx", .model = "corei7_skylake_x",
 		.version = 4, .nr_gp = 8, .fixed_mask = 0x07, .width = 48,
 		.nr_arch_events = 7, .anythread = true,
-		.perf_capabilities = CAP_FW_WRITES,
+		.perf_capabilities = CAP_FREEZE_WHILE_SMM | CAP_FW_WRITES,
 	}, {
 		/* Sierra Forest */
 		.name = "srf", .model = "", .signature = 0x000a06f3,
 		.version = 6, .nr_gp = 8, .fixed_mask = 0x07, .width = 48,
 		.nr_arch_events = 7, .perfmon_ext = true,
 		.vmexit_save_global_ctrl = true,
-		.perf_capabilities = CAP_FW_WRITES,
+		.perf_capabilities = CAP_FREEZE_WHILE_SMM | CAP_FW_WRITES,
 	}, {
 		/* Clearwater Forest */
 		.name = "cwf", .model = "", .signature = 0x000d06d0,
 		.version = 6, .nr_gp = 8, .fixed_mask = 0x77, .width = 48,
 		.nr_arch_events = 7, .perfmon_ext = true,
 		.vmexit_save_global_ctrl = true,
-		.perf_capabilities = CAP_FW_WRITES,
+		.perf_capabilities = CAP_FREEZE_WHILE_SMM | CAP_FW_WRITES,
 	},
 };
 
@@ -1113,6 +1115,28 @@ bool pmu_debugctl_valid(const struct pmu *pmu, uint64_t val)
 void pmu_load(struct pmu *pmu, uint32_t msr, uint64_t val)
 {
 	(void)pmu_wrmsr(pmu, msr, val);
+}
+
+void pmu_enter_smm(struct pmu *pmu)
+{
+	pmu->smm_froze = pmu->debugctl & DEBUGCTL_FREEZE_IN_SMM;
+	if (!pmu->smm_froze)
+		return;
+	pmu->smm_global_ctrl = pmu->global_ctrl;
+	pmu->smm_debugctl = pmu->debugctl;
+	pmu->global_ctrl = 0;
+	pmu->debugctl &= ~(DEBUGCTL_LBR | DEBUGCTL_BTF);
+	update_live(pmu);
+}
+
+void pmu_leave_smm(struct pmu *pmu)
+{
+	if (!pmu->smm_froze)
+		return;
+	pmu->smm_froze = false;
+	pmu->global_ctrl = pmu->smm_global_ctrl;
+	pmu->debugctl = pmu->smm_debugctl;
+	update_live(pmu);
 }
 
 /* Steps it takes at least to make @left of a quantity. */

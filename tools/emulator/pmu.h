@@ -151,6 +151,9 @@ struct pmu {
 	uint64_t global_status;
 	uint64_t debugctl;
 	uint64_t misc_enable;
+	uint64_t smm_global_ctrl;	/* put back when SMM is left, */
+	uint64_t smm_debugctl;
+	bool smm_froze;			/* if it froze the counters */
 	uint64_t unhalted_base[2];	/* what MPERF and APERF count from */
 
 	struct pmu_activity last;	/* latest report */
@@ -320,6 +323,21 @@ bool pmu_debugctl_valid(const struct pmu *pmu, uint64_t val);
  * @val: value, which has passed its check
  */
 void pmu_load(struct pmu *pmu, uint32_t msr, uint64_t val);
+
+/**
+ * pmu_enter_smm() - an SMI is delivered
+ * @pmu: state, reported up to now
+ *
+ * If DEBUGCTL.FREEZE_WHILE_SMM is set, GLOBAL_CTRL is 0, and LBR and BTF of DEBUGCTL
+ * are, until pmu_leave_smm().  (SDM volume 3, "IA32_DEBUGCTL MSR".)
+ */
+void pmu_enter_smm(struct pmu *pmu);
+
+/**
+ * pmu_leave_smm() - RSM
+ * @pmu: state, reported up to now
+ */
+void pmu_leave_smm(struct pmu *pmu);
 
 /**
  * pmu_next_overflow() - when to report next, for PMIs to come in time

@@ -54,12 +54,12 @@ static const struct kind {
 	bool any;
 	uint64_t capabilities;
 } kinds[] = {
-	{ "spr",   5, { 1, 1, 1, 1, 0, 0, 0 }, 8, false, BIT(13) | BIT(15) },
-	{ "icl",   5, { 1, 1, 1, 1, 0, 0, 0 }, 4, false, BIT(13) | BIT(15) },
+	{ "spr",   5, { 1, 1, 1, 1, 0, 0, 0 }, 8, false, BIT(12) | BIT(13) | BIT(15) },
+	{ "icl",   5, { 1, 1, 1, 1, 0, 0, 0 }, 4, false, BIT(12) | BIT(13) | BIT(15) },
 	{ "rpl",   5, { 1, 1, 1, 1, 0, 0, 0 }, 8, false, BIT(13) },
-	{ "skx",   4, { 1, 1, 1, 0, 0, 0, 0 }, 0, true,	 BIT(13) },
-	{ "srf",   6, { 1, 1, 1, 0, 0, 0, 0 }, 0, false, BIT(13) },
-	{ "cwf",   6, { 1, 1, 1, 0, 1, 1, 1 }, 0, false, BIT(13) },
+	{ "skx",   4, { 1, 1, 1, 0, 0, 0, 0 }, 0, true,	 BIT(12) | BIT(13) },
+	{ "srf",   6, { 1, 1, 1, 0, 0, 0, 0 }, 0, false, BIT(12) | BIT(13) },
+	{ "cwf",   6, { 1, 1, 1, 0, 1, 1, 1 }, 0, false, BIT(12) | BIT(13) },
 };
 
 struct reference {
@@ -70,6 +70,8 @@ struct reference {
 	uint64_t mperf, aperf;
 	bool user, pmi;
 	unsigned int pmis;		/* raised so far */
+	bool smm_froze;
+	uint64_t smm_global_ctrl, smm_debugctl;	/* then, what they were before */
 
 	/* within a step */
 	bool stopped;			/* frozen when it began */
@@ -506,7 +508,8 @@ static bool may_set(uint32_t msr, unsigned int b)
 	case MISC_ENABLE:
 		return b == 0 || b == 3 || b == 16 || b == 7 || b == 11 || b == 12;
 	case DEBUGCTL:
-		return b == 0 || b == 1 || b == 11 || b == 12;
+		return b == 0 || b == 1 || b == 11 || b == 12 ||
+		       (b == 14 && bit(ref.kind->capabilities, 12));
 	case METRICS:
 		return b < 8 * ref.kind->metrics;
 	case FIXED_CTRL:
@@ -1120,6 +1123,33 @@ static void sample(void)
 		change_ring();
 }
 
+/* Into SMM or out of it, as may be; what was frozen may change in it. */
+static void change_smm(void)
+{
+	bool leave = ref.smm_froze || one_in(4);
+
+	note(leave ? "RSM" : "SMI", 0, 0);
+	report();
+	if (leave) {
+		pmu_leave_smm(&pmu);
+		if (ref.smm_froze) {
+			ref.global_ctrl = ref.smm_global_ctrl;
+			ref.debugctl = ref.smm_debugctl;
+		}
+		ref.smm_froze = false;
+	} else {
+		pmu_enter_smm(&pmu);
+		ref.smm_froze = bit(ref.debugctl, 14);
+		if (ref.smm_froze) {
+			ref.smm_global_ctrl = ref.global_ctrl;
+			ref.smm_debugctl = ref.debugctl;
+			ref.global_ctrl = 0;
+			ref.debugctl &= ~3ull;
+		}
+	}
+	promised = 0;
+}
+
 static void take_pmi(void)
 {
 	note("take PMI", ref.pmi, 0);
@@ -1194,6 +1224,9 @@ static void operate(void)
 		break;
 	case 40: case 41:
 		sample();
+		break;
+	case 42: case 43:
+		change_smm();
 		break;
 	}
 }

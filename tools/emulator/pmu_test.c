@@ -66,12 +66,12 @@ static const struct expectation {
 	bool anythread, save;
 	unsigned int signature;		/* if the model's own is Sapphire Rapids' */
 } expected[] = {
-	{ 5, 0x0f, 4, 8, 0xa000, false, true, 0x806f8 },
-	{ 5, 0x0f, 4, 4, 0xa000, false, false, 0x806f8 },
+	{ 5, 0x0f, 4, 8, 0xb000, false, true, 0x806f8 },
+	{ 5, 0x0f, 4, 4, 0xb000, false, false, 0x806f8 },
 	{ 5, 0x0f, 4, 8, 0x2000, false, true, 0xb0671 },
-	{ 4, 0x07, 3, 0, 0x2000, true, false, 0x806f8 },
-	{ 6, 0x07, 3, 0, 0x2000, false, true, 0xa06f3 },
-	{ 6, 0x77, 3, 0, 0x2000, false, true, 0xd06d0 },
+	{ 4, 0x07, 3, 0, 0x3000, true, false, 0x806f8 },
+	{ 6, 0x07, 3, 0, 0x3000, false, true, 0xa06f3 },
+	{ 6, 0x77, 3, 0, 0x3000, false, true, 0xd06d0 },
 };
 
 #define NR_VARIANTS	ARRAY_SIZE(names)
@@ -493,7 +493,7 @@ static void test_other_registers(const struct expectation *e)
 		0x10, 0xc0, 0xc9, 0x185, 0x18e, 0x19f, 0x1a1, 0x1d8, 0x308, 0x310,
 		0x328, 0x32a, 0x344, 0x346, 0x38c, 0x393, 0x4c0, 0x4c9, 0xc0000080,
 	};
-	uint64_t val;
+	uint64_t val, debugctl;
 
 	for (unsigned int i = 0; i < ARRAY_SIZE(foreign); i++) {
 		check(pmu_rdmsr(&pmu, foreign[i], &val) == PMU_FOREIGN, "%#x", foreign[i]);
@@ -502,9 +502,12 @@ static void test_other_registers(const struct expectation *e)
 	check(rd_faults(0x3f1) && wr_faults(0x3f1, 0));	/* no PEBS */
 
 	/* freeze on PMI; LBR, BTF and freeze LBRs, but no BTS without DS */
-	check_eq(writable_bits(DEBUGCTL), BIT(0) | BIT(1) | BIT(11) | BIT(12));
+	debugctl = BIT(0) | BIT(1) | BIT(11) | BIT(12);
+	if (e->caps & BIT(12))			/* freeze in SMM */
+		debugctl |= BIT(14);
+	check_eq(writable_bits(DEBUGCTL), debugctl);
 	for (unsigned int i = 0; i < 64; i++)
-		check_eq(pmu_debugctl_valid(&pmu, BIT(i)), i == 0 || i == 1 || i == 11 || i == 12);
+		check_eq(pmu_debugctl_valid(&pmu, BIT(i)), debugctl >> i & 1);
 
 	/* fast strings, PMU there; neither BTS nor PEBS, read-only */
 	check_eq(rd(MISC_ENABLE), BIT(0) | BIT(7) | BIT(11) | BIT(12));
@@ -1196,6 +1199,41 @@ static void test_freeze_at_ring_change(void)
 	run(PMU_STEP, 1);
 	pmu_reset(&pmu);
 	check(!pmu_take_pmi(&pmu));
+}
+
+static void test_freeze_in_smm(void)
+{
+	for (unsigned int freeze = 0; freeze < 2; freeze++) {
+		uint64_t debugctl = BIT(0) | BIT(1) | BIT(11) | (freeze ? BIT(14) : 0);
+
+		wr(DEBUGCTL, debugctl);
+		count_event(OS | EN | INT | INSTRUCTIONS);
+		run(PMU_STEP, 5);
+		pmu_enter_smm(&pmu);
+		check_eq(rd(GLOBAL_CTRL), freeze ? 0 : BIT(0));
+		check_eq(rd(DEBUGCTL), freeze ? BIT(11) | BIT(14) : debugctl);
+		check_eq(pmu_next_overflow(&pmu) == UINT64_MAX, freeze);
+		run(PMU_STEP, 100);
+		check_eq(rd(PMC(0)), freeze ? 5 : 105);
+		pmu_leave_smm(&pmu);
+		check_eq(rd(GLOBAL_CTRL), BIT(0));
+		check_eq(rd(DEBUGCTL), debugctl);
+		check(pmu_next_overflow(&pmu) != UINT64_MAX);
+		run(PMU_STEP, 7);
+		check_eq(rd(PMC(0)), freeze ? 12 : 112);
+	}
+
+	/* What is left alone isn't put back, and RESET forgets. */
+	wr(DEBUGCTL, 0);
+	pmu_enter_smm(&pmu);
+	wr(GLOBAL_CTRL, BIT(1));
+	pmu_leave_smm(&pmu);
+	check_eq(rd(GLOBAL_CTRL), BIT(1));
+	wr(DEBUGCTL, BIT(14));
+	pmu_enter_smm(&pmu);
+	pmu_reset(&pmu);
+	pmu_leave_smm(&pmu);
+	check_eq(rd(GLOBAL_CTRL), 0xff);
 }
 
 static void test_next_overflow(void)
@@ -2128,6 +2166,7 @@ static const struct {
 	{ "LVTPC's mask bit", test_lvtpc },
 	{ "freeze on PMI", test_freeze },
 	{ "freeze as the ring changes, of LBRs, in version 4", test_freeze_at_ring_change },
+	{ "freeze in SMM", test_freeze_in_smm },
 	{ "next overflow", test_next_overflow },
 	{ "SLOTS before PERF_METRICS, the order shows", test_metrics_order },
 	{ "PERF_METRICS goes on from restored values", test_metrics_continue },

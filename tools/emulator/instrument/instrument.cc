@@ -248,6 +248,15 @@ void bx_pmu_c::load(Bit32u msr, Bit64u val)
 	arm();
 }
 
+void bx_pmu_c::change_smm(void (*change)(struct pmu *pmu))
+{
+	if (!present())
+		return;
+	sync();
+	change(&pmu);
+	arm();
+}
+
 Bit64u bx_pmu_c::get(Bit32u msr)
 {
 	uint64_t val = 0;

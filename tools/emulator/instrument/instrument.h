@@ -77,6 +77,8 @@ public:
 	void vmenter(void);
 	void load_global_ctrl(Bit64u val) { load(MSR_PERF_GLOBAL_CTRL, val); }
 	void load_debugctl(Bit64u val) { load(MSR_DEBUGCTL, val); }
+	void enter_smm(void) { change_smm(pmu_enter_smm); }
+	void leave_smm(void) { change_smm(pmu_leave_smm); }
 	Bit64u get_global_ctrl(void) { return get(MSR_PERF_GLOBAL_CTRL); }
 	Bit64u get_debugctl(void) { return get(MSR_DEBUGCTL); }
 
@@ -99,6 +101,7 @@ private:
 	void enter_ring(unsigned to);
 	void leave_ring(unsigned from);
 	void load(Bit32u msr, Bit64u val);
+	void change_smm(void (*change)(struct pmu *pmu));
 	Bit64u get(Bit32u msr);
 	void arm(Bit64u at_least = 1);
 	void deliver(void);
