@@ -16,6 +16,8 @@
 #define MSR_APERF		0x0e8
 #define MSR_PERFEVTSEL0		0x186
 #define MSR_MISC_ENABLE		0x1a0
+#define MSR_OFFCORE_RSP0	0x1a6
+#define MSR_OFFCORE_RSP1	0x1a7
 #define MSR_FIXED_CTR0		0x309
 #define MSR_PERF_METRICS	0x329
 #define MSR_PERF_CAPABILITIES	0x345
@@ -25,7 +27,11 @@
 #define MSR_GLOBAL_STATUS_SET	0x391
 #define MSR_GLOBAL_INUSE	0x392
 #define MSR_PEBS_ENABLE		0x3f1
+#define MSR_PEBS_LD_LAT		0x3f6
+#define MSR_PEBS_FRONTEND	0x3f7
 #define MSR_PMC0		0x4c1
+#define MSR_SNOOP_RSP0		0x1328
+#define MSR_SNOOP_RSP1		0x1329
 #define MSR_V6_GP0		0x1900	/* counter, selector, two more */
 #define MSR_V6_FIXED0		0x1980	/* counter, three more */
 #define MSR_V6_STEP		4
@@ -121,6 +127,21 @@ static const struct {
 					BIT(PMU_RUNNING_UNDEFINED) },
 };
 
+/*
+ * Which bits exist is what Linux lets its users set: intel_*_extra_regs[] in
+ * arch/x86/events/intel/core.c.
+ */
+#define EXTRA_CORE(offcore, frontend)						\
+	.extra = { { MSR_OFFCORE_RSP0, offcore }, { MSR_OFFCORE_RSP1, offcore },	\
+		   { MSR_PEBS_LD_LAT, 0xffff }, { MSR_PEBS_FRONTEND, frontend } }
+#define EXTRA_SKYLAKE		EXTRA_CORE(0x3fffff8fff, 0x7fff17)
+#define EXTRA_SUNNY_COVE	EXTRA_CORE(0x3fffffbfff, 0x7fff17)
+#define EXTRA_GOLDEN_COVE	EXTRA_CORE(0x3fffffffff, 0x7fff1f)
+#define EXTRA_CRESTMONT								\
+	.extra = { { MSR_OFFCORE_RSP0, 0x800ff3ffffffffff },			\
+		   { MSR_OFFCORE_RSP1, 0xff3ffffffffff }, { MSR_PEBS_LD_LAT, 0xffff },	\
+		   { MSR_SNOOP_RSP0, UINT64_MAX }, { MSR_SNOOP_RSP1, UINT64_MAX } }
+
 static const struct pmu_variant variants[] = {
 	{
 		.name = "spr", .model = "sapphire_rapids",
@@ -129,24 +150,28 @@ static const struct pmu_variant variants[] = {
 		.vmexit_save_global_ctrl = true,
 		.perf_capabilities = CAP_FREEZE_WHILE_SMM | CAP_FW_WRITES |
 				     CAP_PERF_METRICS,
+		EXTRA_GOLDEN_COVE,
 	}, {
 		.name = "icl", .model = "corei7_icelake_u",
 		.version = 5, .nr_gp = 8, .fixed_mask = 0x0f, .width = 48,
 		.nr_arch_events = 8, .nr_metrics = 4,
 		.perf_capabilities = CAP_FREEZE_WHILE_SMM | CAP_FW_WRITES |
 				     CAP_PERF_METRICS,
+		EXTRA_SUNNY_COVE,
 	}, {
-		/* Raptor Lake. This and the following are named by hand, on any model. */
+		/* Raptor Lake; those without a model are named by hand, on any. */
 		.name = "rpl", .model = "", .signature = 0x000b0671,
 		.version = 5, .nr_gp = 8, .fixed_mask = 0x0f, .width = 48,
 		.nr_arch_events = 8, .nr_metrics = 8,
 		.vmexit_save_global_ctrl = true,
 		.perf_capabilities = CAP_FW_WRITES,	/* erratum RPL018 */
+		EXTRA_GOLDEN_COVE,
 	}, {
 		.name = "skx", .model = "corei7_skylake_x",
 		.version = 4, .nr_gp = 8, .fixed_mask = 0x07, .width = 48,
 		.nr_arch_events = 7, .anythread = true,
 		.perf_capabilities = CAP_FREEZE_WHILE_SMM | CAP_FW_WRITES,
+		EXTRA_SKYLAKE,
 	}, {
 		/* Sierra Forest */
 		.name = "srf", .model = "", .signature = 0x000a06f3,
@@ -154,6 +179,7 @@ static const struct pmu_variant variants[] = {
 		.nr_arch_events = 7, .perfmon_ext = true,
 		.vmexit_save_global_ctrl = true,
 		.perf_capabilities = CAP_FREEZE_WHILE_SMM | CAP_FW_WRITES,
+		EXTRA_CRESTMONT,
 	}, {
 		/* Clearwater Forest */
 		.name = "cwf", .model = "", .signature = 0x000d06d0,
@@ -161,6 +187,7 @@ static const struct pmu_variant variants[] = {
 		.nr_arch_events = 7, .perfmon_ext = true,
 		.vmexit_save_global_ctrl = true,
 		.perf_capabilities = CAP_FREEZE_WHILE_SMM | CAP_FW_WRITES,
+		EXTRA_CRESTMONT,
 	},
 };
 
@@ -266,6 +293,17 @@ uint32_t pmu_reading_by_name(const char *name)
 static bool reads(const struct pmu *pmu, enum pmu_reading reading)
 {
 	return pmu->readings & BIT(reading);
+}
+
+/* The index of an extra register, PMU_MAX_EXTRA if it is none. */
+static unsigned int extra_index(const struct pmu *pmu, uint32_t msr)
+{
+	unsigned int i;
+
+	for (i = 0; i < PMU_MAX_EXTRA; i++)
+		if (msr && msr == pmu->var->extra[i].msr)
+			break;
+	return i;
 }
 
 static uint64_t width_mask(const struct pmu *pmu)
@@ -932,6 +970,11 @@ enum pmu_result pmu_rdmsr(struct pmu *pmu, uint32_t msr, uint64_t *val)
 		*val = pmu->fixed[i];
 		return has_fixed(pmu, i) ? PMU_OK : PMU_GP;
 	}
+	i = extra_index(pmu, msr);
+	if (i < PMU_MAX_EXTRA) {
+		*val = pmu->extra[i];
+		return PMU_OK;
+	}
 
 	switch (msr) {
 	case MSR_MPERF:
@@ -1020,6 +1063,9 @@ static enum pmu_result write_reg(struct pmu *pmu, uint32_t msr, uint64_t val)
 			slots_written(pmu, before);
 		return PMU_OK;
 	}
+	i = extra_index(pmu, msr);
+	if (i < PMU_MAX_EXTRA)
+		return store(&pmu->extra[i], val, var->extra[i].bits);
 
 	switch (msr) {
 	case MSR_MPERF:

@@ -26,6 +26,7 @@ extern "C" {
 #define PMU_MAX_GP	8
 #define PMU_MAX_FIXED	7	/* highest counter known: 6, on E-cores */
 #define PMU_NR_METRICS	8
+#define PMU_MAX_EXTRA	5
 
 /*
  * What the core reports, counted from power-up on.
@@ -96,6 +97,11 @@ struct pmu_variant {
 	bool perfmon_ext;		/* CPUID leaf 0x23, EQ and UMASK2 exist */
 	bool vmexit_save_global_ctrl;	/* VM-Exit control 30 */
 	uint64_t perf_capabilities;
+	/* Registers that say more of an event, e.g. which misses it is to count. */
+	struct {
+		uint32_t msr;
+		uint64_t bits;		/* that may be written */
+	} extra[PMU_MAX_EXTRA];
 };
 
 /*
@@ -143,6 +149,7 @@ struct pmu {
 	uint32_t readings;		/* bitmap of enum pmu_reading */
 
 	uint64_t evtsel[PMU_MAX_GP];
+	uint64_t extra[PMU_MAX_EXTRA];
 	uint64_t gp[PMU_MAX_GP];
 	uint64_t fixed[PMU_MAX_FIXED];
 	uint64_t metric[PMU_NR_METRICS];	/* internal counts, slots * 255 */

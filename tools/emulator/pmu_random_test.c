@@ -40,6 +40,7 @@
 #define INUSE		0x392
 #define PEBS_ENABLE	0x3f1
 #define PMC(i)		(0x4c1 + (i))
+#define NR_EXTRA	6
 #define V6_PMC(i)	(0x1900 + 4 * (i))
 #define V6_EVTSEL(i)	(0x1901 + 4 * (i))
 #define V6_FIXED(i)	(0x1980 + 4 * (i))
@@ -53,20 +54,29 @@ static const struct kind {
 	unsigned int metrics;		/* with them come SLOTS and its event */
 	bool any;
 	uint64_t capabilities;
+	uint64_t extra[NR_EXTRA];	/* bits of registers that say more of an event */
 } kinds[] = {
-	{ "spr",   5, { 1, 1, 1, 1, 0, 0, 0 }, 8, false, BIT(12) | BIT(13) | BIT(15) },
-	{ "icl",   5, { 1, 1, 1, 1, 0, 0, 0 }, 4, false, BIT(12) | BIT(13) | BIT(15) },
-	{ "rpl",   5, { 1, 1, 1, 1, 0, 0, 0 }, 8, false, BIT(13) },
-	{ "skx",   4, { 1, 1, 1, 0, 0, 0, 0 }, 0, true,	 BIT(12) | BIT(13) },
-	{ "srf",   6, { 1, 1, 1, 0, 0, 0, 0 }, 0, false, BIT(12) | BIT(13) },
-	{ "cwf",   6, { 1, 1, 1, 0, 1, 1, 1 }, 0, false, BIT(12) | BIT(13) },
+	{ "spr",   5, { 1, 1, 1, 1, 0, 0, 0 }, 8, false, BIT(12) | BIT(13) | BIT(15),
+	  { 0x3fffffffff, 0x3fffffffff, 0xffff, 0x7fff1f } },
+	{ "icl",   5, { 1, 1, 1, 1, 0, 0, 0 }, 4, false, BIT(12) | BIT(13) | BIT(15),
+	  { 0x3fffffbfff, 0x3fffffbfff, 0xffff, 0x7fff17 } },
+	{ "rpl",   5, { 1, 1, 1, 1, 0, 0, 0 }, 8, false, BIT(13),
+	  { 0x3fffffffff, 0x3fffffffff, 0xffff, 0x7fff1f } },
+	{ "skx",   4, { 1, 1, 1, 0, 0, 0, 0 }, 0, true,	 BIT(12) | BIT(13),
+	  { 0x3fffff8fff, 0x3fffff8fff, 0xffff, 0x7fff17 } },
+	{ "srf",   6, { 1, 1, 1, 0, 0, 0, 0 }, 0, false, BIT(12) | BIT(13),
+	  { 0x800ff3ffffffffff, 0xff3ffffffffff, 0xffff, 0, UINT64_MAX, UINT64_MAX } },
+	{ "cwf",   6, { 1, 1, 1, 0, 1, 1, 1 }, 0, false, BIT(12) | BIT(13),
+	  { 0x800ff3ffffffffff, 0xff3ffffffffff, 0xffff, 0, UINT64_MAX, UINT64_MAX } },
 };
+
+static const uint32_t extra_msr[NR_EXTRA] = { 0x1a6, 0x1a7, 0x3f6, 0x3f7, 0x1328, 0x1329 };
 
 struct reference {
 	const struct kind *kind;
 	uint64_t evtsel[NR_GP], gp[NR_GP], fixed[NR_FIXED];
 	uint64_t metric[NR_METRICS];	/* 255ths of slots */
-	uint64_t fixed_ctrl, global_ctrl, status, debugctl, misc_enable;
+	uint64_t fixed_ctrl, global_ctrl, status, debugctl, misc_enable, extra[NR_EXTRA];
 	uint64_t mperf, aperf;
 	bool user, pmi;
 	unsigned int pmis;		/* raised so far */
@@ -443,6 +453,12 @@ static enum pmu_result ref_rdmsr(uint32_t msr, uint64_t *val)
 			return ref.kind->fixed[i] ? PMU_OK : PMU_GP;
 		}
 	}
+	for (unsigned int i = 0; i < NR_EXTRA; i++) {
+		if (msr == extra_msr[i]) {
+			*val = ref.extra[i];
+			return ref.kind->extra[i] ? PMU_OK : PMU_FOREIGN;
+		}
+	}
 
 	switch (msr) {
 	case MPERF:
@@ -503,6 +519,9 @@ static bool may_set(uint32_t msr, unsigned int b)
 	for (unsigned int i = 0; i < NR_FIXED; i++)
 		if (msr == FIXED(i))
 			return b < WIDTH;
+	for (unsigned int i = 0; i < NR_EXTRA; i++)
+		if (msr == extra_msr[i])
+			return bit(ref.kind->extra[i], b);
 
 	switch (msr) {
 	case MISC_ENABLE:
@@ -566,6 +585,9 @@ static enum pmu_result ref_wrmsr(uint32_t msr, uint64_t val)
 	for (unsigned int i = 0; i < NR_FIXED; i++)
 		if (msr == FIXED(i))
 			ref.fixed[i] = val;
+	for (unsigned int i = 0; i < NR_EXTRA; i++)
+		if (msr == extra_msr[i])
+			ref.extra[i] = val;
 
 	switch (msr) {
 	case MPERF:
@@ -693,7 +715,7 @@ static void compare_all(void)
 {
 	static const uint32_t singles[] = {
 		MPERF, APERF, MISC_ENABLE, DEBUGCTL, METRICS, FIXED_CTRL, STATUS, GLOBAL_CTRL,
-		INUSE,
+		INUSE, 0x1a6, 0x1a7, 0x3f6, 0x3f7, 0x1328, 0x1329,
 	};
 	struct pmu copy = pmu;
 
@@ -758,7 +780,8 @@ static uint32_t random_msr(void)
 	case 17:
 		return 0x1900 + below(4 * NR_GP);
 	case 18:
-		return one_in(2) ? 0x1980 + below(4 * NR_FIXED) :
+		return one_in(3) ? 0x1980 + below(4 * NR_FIXED) :
+		       one_in(3) ? extra_msr[below(NR_EXTRA)] :
 		       one_in(20) ? random64() : neighbours[below(ARRAY_SIZE(neighbours))];
 	default:
 		return others[below(ARRAY_SIZE(others))];

@@ -65,13 +65,21 @@ static const struct expectation {
 	unsigned int version, fixed_mask, contiguous, metrics, caps;
 	bool anythread, save;
 	unsigned int signature;		/* if the model's own is Sapphire Rapids' */
+	/* bits of OFFCORE_RSP 0 and 1, PEBS_LD_LAT, PEBS_FRONTEND, SNOOP_RSP 0 and 1 */
+	uint64_t extra[6];
 } expected[] = {
-	{ 5, 0x0f, 4, 8, 0xb000, false, true, 0x806f8 },
-	{ 5, 0x0f, 4, 4, 0xb000, false, false, 0x806f8 },
-	{ 5, 0x0f, 4, 8, 0x2000, false, true, 0xb0671 },
-	{ 4, 0x07, 3, 0, 0x3000, true, false, 0x806f8 },
-	{ 6, 0x07, 3, 0, 0x3000, false, true, 0xa06f3 },
-	{ 6, 0x77, 3, 0, 0x3000, false, true, 0xd06d0 },
+	{ 5, 0x0f, 4, 8, 0xb000, false, true, 0x806f8,
+	  { 0x3fffffffff, 0x3fffffffff, 0xffff, 0x7fff1f } },
+	{ 5, 0x0f, 4, 4, 0xb000, false, false, 0x806f8,
+	  { 0x3fffffbfff, 0x3fffffbfff, 0xffff, 0x7fff17 } },
+	{ 5, 0x0f, 4, 8, 0x2000, false, true, 0xb0671,
+	  { 0x3fffffffff, 0x3fffffffff, 0xffff, 0x7fff1f } },
+	{ 4, 0x07, 3, 0, 0x3000, true, false, 0x806f8,
+	  { 0x3fffff8fff, 0x3fffff8fff, 0xffff, 0x7fff17 } },
+	{ 6, 0x07, 3, 0, 0x3000, false, true, 0xa06f3,
+	  { 0x800ff3ffffffffff, 0xff3ffffffffff, 0xffff, 0, UINT64_MAX, UINT64_MAX } },
+	{ 6, 0x77, 3, 0, 0x3000, false, true, 0xd06d0,
+	  { 0x800ff3ffffffffff, 0xff3ffffffffff, 0xffff, 0, UINT64_MAX, UINT64_MAX } },
 };
 
 #define NR_VARIANTS	ARRAY_SIZE(names)
@@ -518,6 +526,31 @@ static void test_other_registers(const struct expectation *e)
 
 	if (!e->metrics)
 		check(rd_faults(METRICS) && wr_faults(METRICS, 0));
+}
+
+/* Each keeps what is written; those of other CPUs are none of the PMU's. */
+static void test_extra_registers(const struct expectation *e)
+{
+	static const uint32_t msrs[] = { 0x1a6, 0x1a7, 0x3f6, 0x3f7, 0x1328, 0x1329 };
+	uint64_t val;
+
+	for (unsigned int i = 0; i < ARRAY_SIZE(msrs); i++) {
+		if (!e->extra[i]) {
+			check(pmu_rdmsr(&pmu, msrs[i], &val) == PMU_FOREIGN, "%#x", msrs[i]);
+			check(pmu_wrmsr(&pmu, msrs[i], 0) == PMU_FOREIGN, "%#x", msrs[i]);
+			continue;
+		}
+		check_eq(writable_bits(msrs[i]), e->extra[i]);
+		wr(msrs[i], e->extra[i] & ~BIT(i));
+	}
+	for (unsigned int i = 0; i < ARRAY_SIZE(msrs); i++)
+		if (e->extra[i])
+			check_eq(rd(msrs[i]), e->extra[i] & ~BIT(i));
+	check(pmu_rdmsr(&pmu, 0, &val) == PMU_FOREIGN);
+	pmu_reset(&pmu);
+	for (unsigned int i = 0; i < ARRAY_SIZE(msrs); i++)
+		if (e->extra[i])
+			check_eq(rd(msrs[i]), 0);
 }
 
 static void test_rdpmc(const struct expectation *e)
@@ -2130,6 +2163,7 @@ static const struct {
 	{ "GLOBAL_INUSE", test_inuse },
 	{ "PERF_CAPABILITIES is read-only", test_capabilities },
 	{ "DEBUGCTL, MISC_ENABLE, absent and foreign registers", test_other_registers },
+	{ "registers that say more of an event", test_extra_registers },
 	{ "RDPMC of all types", test_rdpmc },
 	{ "VMX field checks and loads", test_vmx_fields },
 	{ "PERF_METRICS reads as written", test_metrics_exact },
