@@ -26,6 +26,7 @@ extern "C" {
 #define PMU_MAX_GP	8
 #define PMU_MAX_FIXED	7	/* highest counter known: 6, on E-cores */
 #define PMU_NR_METRICS	8
+#define PMU_MAX_EXTRA	5
 
 /*
  * What the core reports, counted from power-up on.
@@ -93,8 +94,14 @@ struct pmu_variant {
 	uint8_t nr_arch_events;		/* CPUID.0xA:EAX[31:24] */
 	uint8_t nr_metrics;		/* of PERF_METRICS; 0: no such MSR */
 	bool anythread;			/* ANY bits exist */
+	bool perfmon_ext;		/* CPUID leaf 0x23, EQ and UMASK2 exist */
 	bool vmexit_save_global_ctrl;	/* VM-Exit control 30 */
 	uint64_t perf_capabilities;
+	/* Registers that say more of an event, e.g. which misses it is to count. */
+	struct {
+		uint32_t msr;
+		uint64_t bits;		/* that may be written */
+	} extra[PMU_MAX_EXTRA];
 };
 
 /*
@@ -142,6 +149,7 @@ struct pmu {
 	uint32_t readings;		/* bitmap of enum pmu_reading */
 
 	uint64_t evtsel[PMU_MAX_GP];
+	uint64_t extra[PMU_MAX_EXTRA];
 	uint64_t gp[PMU_MAX_GP];
 	uint64_t fixed[PMU_MAX_FIXED];
 	uint64_t metric[PMU_NR_METRICS];	/* internal counts, slots * 255 */
@@ -150,6 +158,9 @@ struct pmu {
 	uint64_t global_status;
 	uint64_t debugctl;
 	uint64_t misc_enable;
+	uint64_t smm_global_ctrl;	/* put back when SMM is left, */
+	uint64_t smm_debugctl;
+	bool smm_froze;			/* if it froze the counters */
 	uint64_t unhalted_base[2];	/* what MPERF and APERF count from */
 
 	struct pmu_activity last;	/* latest report */
@@ -182,7 +193,7 @@ struct pmu_cpuid {
 
 /**
  * pmu_variant_by_name() - find a variant by its name
- * @name: "spr", "icl", "skx", "ecore"
+ * @name: "spr", "icl", "rpl", "skx", "srf", "cwf"
  *
  * Return: the variant, NULL if there is none of that name ("none", too).
  */
@@ -228,12 +239,14 @@ void pmu_reset(struct pmu *pmu);
  * pmu_cpuid() - put what the PMU announces into a leaf of CPUID
  * @pmu: state
  * @leaf: EAX as given to CPUID
+ * @subleaf: ECX
  * @r: what the CPU model answers; changed in leaves 1 (signature, PDCM on, DS,
- *     DTES64 and DS-CPL off) and 0xA, all others are left alone
+ *     DTES64 and DS-CPL off) and 0xA, and if there is leaf 0x23, in that one and in
+ *     leaves 0 and 7, which announce it; all others are left alone
  *
  * (SDM volume 2, "CPUID".)
  */
-void pmu_cpuid(const struct pmu *pmu, uint32_t leaf, struct pmu_cpuid *r);
+void pmu_cpuid(const struct pmu *pmu, uint32_t leaf, uint32_t subleaf, struct pmu_cpuid *r);
 
 /**
  * pmu_report() - count up to now
@@ -317,6 +330,21 @@ bool pmu_debugctl_valid(const struct pmu *pmu, uint64_t val);
  * @val: value, which has passed its check
  */
 void pmu_load(struct pmu *pmu, uint32_t msr, uint64_t val);
+
+/**
+ * pmu_enter_smm() - an SMI is delivered
+ * @pmu: state, reported up to now
+ *
+ * If DEBUGCTL.FREEZE_WHILE_SMM is set, GLOBAL_CTRL is 0, and LBR and BTF of DEBUGCTL
+ * are, until pmu_leave_smm().  (SDM volume 3, "IA32_DEBUGCTL MSR".)
+ */
+void pmu_enter_smm(struct pmu *pmu);
+
+/**
+ * pmu_leave_smm() - RSM
+ * @pmu: state, reported up to now
+ */
+void pmu_leave_smm(struct pmu *pmu);
 
 /**
  * pmu_next_overflow() - when to report next, for PMIs to come in time

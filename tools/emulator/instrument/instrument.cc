@@ -75,13 +75,13 @@ void bx_pmu_c::reset(unsigned source)
 	arm();
 }
 
-void bx_pmu_c::cpuid(Bit32u function, cpuid_function_t *leaf) const
+void bx_pmu_c::cpuid(Bit32u function, Bit32u subfunction, cpuid_function_t *leaf) const
 {
 	struct pmu_cpuid r = { leaf->eax, leaf->ebx, leaf->ecx, leaf->edx };
 
 	if (!present())
 		return;
-	pmu_cpuid(&pmu, function, &r);
+	pmu_cpuid(&pmu, function, subfunction, &r);
 	leaf->eax = r.eax;
 	leaf->ebx = r.ebx;
 	leaf->ecx = r.ecx;
@@ -245,6 +245,15 @@ void bx_pmu_c::load(Bit32u msr, Bit64u val)
 		return;
 	sync();
 	pmu_load(&pmu, msr, val);
+	arm();
+}
+
+void bx_pmu_c::change_smm(void (*change)(struct pmu *pmu))
+{
+	if (!present())
+		return;
+	sync();
+	change(&pmu);
 	arm();
 }
 
