@@ -64,8 +64,8 @@
 #define NR_LEVEL1		4
 #define LEVEL1			0xffffffffull
 
-/* Sums to 255; what is level 2 is a part of level 1. */
-#define PATTERN			0x0c1c26142d3c4650ull
+/* Level 1 sums to 255, level 2 is a part of it. */
+#define PATTERN			(nr_metrics > NR_LEVEL1 ? 0x1c1826142d3c4650ull : 0x2d3c4650ull)
 #define SOME_SLOTS		0x100000ull
 
 /* Iterations of work(), a tenth of a millisecond. */
@@ -86,8 +86,9 @@ static const char help[] =
 "  --vm         goes on in a VM, whose answers are those of the hypervisor\n"
 "\n"
 "Takes fixed counter 3 and PERF_METRICS of that CPU for some milliseconds, and puts back\n"
-"what was there, also if it is interrupted. Needs root and the module msr. The kernel\n"
-"notes that MSRs were written: it is tainted (S) until it boots again.\n"
+"what was there, also if it is interrupted. Not beside VMs that use these, whose counts\n"
+"KVM leaves in the registers. Needs root and the module msr. The kernel notes that MSRs\n"
+"were written: it is tainted (S) until it boots again.\n"
 "\n"
 "Exit status:\n"
 "  0  the questions were asked\n"
@@ -184,7 +185,8 @@ static void die_in_use(void)
 
 /*
  * perf sets GLOBAL_CTRL as it likes at each PMI, e.g. of the NMI watchdog, and all of it
- * when an event comes or goes. An event that uses SLOTS starts it.
+ * when an event comes or goes. That matters while SLOTS is started by its own bits. An
+ * event that uses SLOTS sets those.
  */
 static void look_for_others(void)
 {
@@ -192,17 +194,18 @@ static void look_for_others(void)
 
 	if (now != fixed3_set && now & FIXED3_RINGS)
 		die_in_use();
-	disturbed |= now != fixed3_set || (get(MSR_GLOBAL_CTRL) & BOTH) != global_set;
+	disturbed |= now != fixed3_set ||
+		     (fixed3_set && (get(MSR_GLOBAL_CTRL) & BOTH) != global_set);
 }
 
 /* GLOBAL_CTRL starts and stops SLOTS and metrics, by one write. */
-static void enable(uint64_t global, uint64_t fixed3)
+static void enable(uint64_t global, uint64_t bits)
 {
 	look_for_others();
-	set_bits(MSR_FIXED_CTR_CTRL, FIXED3_ALL << FIXED3_SHIFT, fixed3 << FIXED3_SHIFT);
+	set_bits(MSR_FIXED_CTR_CTRL, FIXED3_ALL << FIXED3_SHIFT, bits << FIXED3_SHIFT);
 	set_bits(MSR_GLOBAL_CTRL, BOTH, global);
 	global_set = global;
-	fixed3_set = fixed3;
+	fixed3_set = bits;
 }
 
 static void disable(void)
@@ -214,12 +217,17 @@ static void disable(void)
 	fixed3_set = 0;
 }
 
-/* What perf has done so far doesn't matter, if it doesn't use SLOTS. */
+/* What perf has done so far doesn't matter, unless it uses SLOTS. */
 static void begin(void)
 {
-	global_set = get(MSR_GLOBAL_CTRL) & BOTH;
 	disable();
 	disturbed = false;
+}
+
+/* 255 in each metric. */
+static uint64_t all_ones(void)
+{
+	return nr_metrics > NR_LEVEL1 ? ~0ull : LEVEL1;
 }
 
 /* In that order, as software has to. */
@@ -227,7 +235,7 @@ static void load(uint64_t slots, uint64_t metrics)
 {
 	look_for_others();
 	set(MSR_FIXED_CTR3, slots);
-	set(MSR_PERF_METRICS, nr_metrics > NR_LEVEL1 ? metrics : metrics & LEVEL1);
+	set(MSR_PERF_METRICS, metrics & all_ones());
 }
 
 /* Something of all metrics. The buffer is volatile for the branches to be ones. */
@@ -351,7 +359,7 @@ static void ask_slots_alone(struct answer *a)
 
 static void ask_no_slots(struct answer *a)
 {
-	uint64_t none, written, kept, ones = ~0ull >> 8 * (8 - nr_metrics);
+	uint64_t none, written, kept;
 	const char *name;
 
 	load(0, 0);
@@ -367,12 +375,12 @@ static void ask_no_slots(struct answer *a)
 		name = "zero";
 	else if (!none && near(written, PATTERN, 1))
 		name = "metrics-kept";
-	else if (none == ones && written == ones)
+	else if (none == all_ones() && written == all_ones())
 		name = "metrics-ones";
 	else
 		name = "metrics-undefined";
-	reply(a, name, "0 over 0 slots reads %#jx; %#jx, written, %#jx; with slots, then without, %#jx",
-	      J(none), J(nr_metrics > NR_LEVEL1 ? PATTERN : PATTERN & LEVEL1), J(written), J(kept));
+	reply(a, name, "written 0 reads %#jx; written %#jx reads %#jx, and %#jx if the slots became 0 later",
+	      J(none), J(PATTERN), J(written), J(kept));
 }
 
 static void ask_upper_half(struct answer *a)
@@ -497,7 +505,7 @@ static struct overflow overflow(uint64_t slots, uint64_t metrics, uint64_t slots
 	found.pmis = count_pmis() - before;
 	found.status = get(MSR_GLOBAL_STATUS) & BOTH;
 	set(MSR_GLOBAL_STATUS_RESET, found.status);
-	set(MSR_PERF_METRICS, nr_metrics > NR_LEVEL1 ? PATTERN : PATTERN & LEVEL1);
+	set(MSR_PERF_METRICS, PATTERN);
 	found.rewritten = read_metrics();
 	return found;
 }
@@ -528,7 +536,7 @@ static void ask_overflow(struct answer *a, bool wanted)
 	if (unasked.pmis)
 		name = "overflow-pmi";
 	else if (!(unasked.status & METRICS))
-		name = "none";
+		name = "not-reached";
 	else if (undefined)
 		name = "overflow-undefined";
 	else if (alone && !asked.pmis)
@@ -539,7 +547,7 @@ static void ask_overflow(struct answer *a, bool wanted)
 	      "%#jx, written alone then, reads %#jx; if SLOTS alone overflows %#jx",
 	      J(unasked.status), alone ? "metrics alone" : "SLOTS", unasked.pmis,
 	      alone ? "" : "not asked, ", asked.pmis,
-	      J(nr_metrics > NR_LEVEL1 ? PATTERN : PATTERN & LEVEL1), J(unasked.rewritten),
+	      J(PATTERN), J(unasked.rewritten),
 	      J(slots.rewritten));
 }
 
@@ -552,7 +560,7 @@ static const char *half(uint64_t global, uint64_t slots, uint64_t *read)
 	count(global, WORK);
 	*read = read_metrics();
 	now = get(MSR_FIXED_CTR3);
-	set(MSR_PERF_METRICS, nr_metrics > NR_LEVEL1 ? PATTERN : PATTERN & LEVEL1);
+	set(MSR_PERF_METRICS, PATTERN);
 	rewritten = read_metrics();
 
 	if (!near(rewritten, PATTERN, 1))
@@ -578,7 +586,7 @@ static void ask_half(struct answer *a)
 	with_metrics = half(METRICS, slots, &read_metrics);
 	reply(a, strcmp(with_slots, "stops") ? with_slots : with_metrics,
 	      "%#jx reads %#jx when bit 35 was set (%s), %#jx when bit 48 was (%s)",
-	      J(nr_metrics > NR_LEVEL1 ? PATTERN : PATTERN & LEVEL1), J(read_slots), with_slots,
+	      J(PATTERN), J(read_slots), with_slots,
 	      J(read_metrics), with_metrics);
 }
 
