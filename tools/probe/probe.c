@@ -385,10 +385,8 @@ static void ask_no_slots(struct answer *a)
 
 static void ask_upper_half(struct answer *a)
 {
-	if (nr_metrics > NR_LEVEL1)
-		reply(a, upper_half, "the CPU has level 2 there");
-	else
-		reply(a, upper_half, "%#jx was written", J(PATTERN));
+	reply(a, upper_half, nr_metrics > NR_LEVEL1 ? "the CPU has level 2 there" :
+	      strcmp(upper_half, "faults") ? "WRMSR takes them, they read 0" : "WRMSR fails");
 }
 
 static void ask_written(struct answer *a)
@@ -974,8 +972,8 @@ static void print(bool json)
 		const struct answer *answer = &shared->answers[id];
 
 		printf(json ? "    {\"id\": \"H%u\", \"question\": \"%s\", \"answer\": \"%s\", \"default\": \"%s\", \"values\": \"%s\"}%s\n" :
-			      "H%1$-3u%4$-20s%3$-10s%2$s: %5$s%6$s\n",
-		       id + 1, questions[id].question, questions[id].likely, answer->name, answer->values,
+			      "H%1$-3u%3$-20s%4$-10s%2$s: %5$s%6$s\n",
+		       id + 1, questions[id].question, answer->name, questions[id].likely, answer->values,
 		       json && id + 1 < shared->nr_answers ? "," : "");
 	}
 	if (json)
