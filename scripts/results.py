@@ -15,12 +15,15 @@ Usage: scripts/results.py COMMAND ARGUMENT...
   table LOGS CELL...                  how the tests in cells ended
   junit FILE.tap...                   JUnit XML
   demo LOGS                           tables of what make demo has measured
+  readings                            the names of other readings of the documents
+  probe DIRECTORY CPU[,READING...]    whether the probe has named what that CPU does
   costs LOGS                          tables of what checks/costs has counted, and
                                       what is dearer than it may be
 
 Exit status: 0 if all is well, 1 if tests failed, 2 if the lab didn't work.
 """
 
+import json
 import os
 import random
 import re
@@ -347,6 +350,71 @@ def mark_known(lines, known):
     for line in lines:
         m = re.match(r'(not ok \d+ (\S+))', line)
         yield f'{m[1]} # TODO fails on the base kernel too' if m and m[2] in known else line
+
+
+# --- What the probe says -----------------------------------------------------
+
+def read_model():
+    """The tables of the emulated PMU: kinds (metrics, bit 15) and readings (in parts) by name."""
+    text = (REPO / 'tools/emulator/pmu.c').read_text()
+    kinds, parts, first = {}, {}, {}
+    for row in re.findall(r'\.name = (.*?)\n\t\}', text, re.S):
+        metrics = re.search(r'\.nr_metrics = (\d+)', row)
+        names = re.match(r'"(\w+)", \.model = "(\w*)"', row)
+        for name in filter(None, names.groups()) if names else ():
+            kinds[name] = int(metrics[1]) if metrics else 0, 'CAP_PERF_METRICS' in row
+    table_ = re.search(r'\n\} readings\[\] = \{(.*?)\n\};', text, re.S)
+    for name, bits in re.findall(r'\{ "([\w-]+)",(.*?) \}', table_[1] if table_ else '', re.S):
+        bits = re.findall(r'BIT\((\w+)\)', bits)
+        if len(bits) == 1:
+            first[bits[0]] = name
+        parts[name] = [first[bit] for bit in bits]
+    if not kinds or not parts:
+        raise Broken('the tables of tools/emulator/pmu.c are not as they were')
+    return kinds, parts
+
+
+def answers_of(results):
+    """What the probe has printed, as lines and as JSON: ((question, answer, default), ...)."""
+    text = '\n'.join(re.sub('^ *# ?', '', line) for test in results.tests for line in test.output)
+    lines = tuple(re.findall(r'^(H\d+) +(\S+) +(\S+) ', text, re.M))
+    found = re.search(r'^\{\n.*?^\}$', text, re.M | re.S)
+    try:
+        answers = json.loads(found[0])['answers'] if found else ()
+        return lines, tuple((a['id'], a['answer'], a['default']) for a in answers)
+    except (ValueError, KeyError) as e:
+        raise Broken(f'no JSON: {e!r}') from e
+
+
+def judge_probe(cpu, results):
+    """Problems of what the probe has said on such a CPU."""
+    kinds, parts = read_model()
+    name, *chosen = cpu.split(',')
+    pmu = CPUS[name]['pmu']
+    metrics, bit15 = kinds.get(CPUS[name]['bochs'] if pmu == 'own' else pmu, (0, False))
+    # Only such CPUs have something to ignore.
+    chosen = {part for word in chosen for part in parts[word] if part != 'upper-ignored' or metrics == 4}
+    problems = [f'{test.name}: {said(test)}' for test in results.tests if test.status != PASSED]
+    if not metrics:
+        subtests = [subtest for test in results.tests for subtest in test.subtests]
+        if subtests != [('no PERF_METRICS', PASSED)]:
+            problems.append(f'the CPU has no PERF_METRICS, but the probe was tested for {subtests}')
+        return problems
+    lines, answers = answers_of(results)
+    if [line[0] for line in lines] != [f'H{n}' for n in range(1, 13)]:
+        problems.append(f"not twelve answers: {' '.join(line[0] for line in lines)}")
+    if lines != answers:
+        problems.append(f'other answers as JSON: {set(answers) ^ set(lines)}')
+    named = {answer for _, answer, _ in lines if answer in parts}
+    problems += [f'not named: {reading}' for reading in sorted(chosen - named)]
+    for question, answer, default in lines:
+        if question == 'H10':
+            default = 'set' if bit15 else 'clear'
+        elif question == 'H3' and metrics == 8:
+            default = 'no-question'
+        if answer not in chosen | {default}:
+            problems.append(f'{question}: {answer}, which the CPU does not do')
+    return problems
 
 
 # --- Printing ----------------------------------------------------------------
@@ -781,6 +849,13 @@ def main(command, *arguments):
         if dearer:
             print('error: dearer than on the base: ' + '; '.join(dearer), file=sys.stderr)
             return 1
+    elif command == 'readings':
+        print('\n'.join(read_model()[1]))
+    elif command == 'probe':
+        problems = judge_probe(arguments[1], read_results(Path(arguments[0]) / 'results.tap'))
+        for problem in problems:
+            print(f'error: {problem}', file=sys.stderr)
+        return 1 if problems else 0
     elif command == 'demo':
         logs = Path(arguments[0])
         demo = demo_of_output(logs)
