@@ -19,6 +19,9 @@ demo: ## perf stat --topdown in a Linux guest, beside the host, with and without
 test: ## every gate: series, emulator, scripts, lab (FULL=1: all cells)
 	@scripts/check
 
+kit: ## one tarball for a real machine: patches, tests, and what runs them and reports
+	@scripts/kit
+
 report: ## one HTML page of what make demo and make test have found
 	@scripts/report
 
@@ -28,4 +31,4 @@ refresh: ## write patches/ from the series checked out in KDIR=/path/to/linux
 clean: ## delete the cache: downloads, trees, builds, logs
 	@scripts/clean
 
-.PHONY: help run shell demo test report refresh clean
+.PHONY: help run shell demo test kit report refresh clean
