@@ -89,6 +89,11 @@
 #define SLOTS_COUNTER		3
 #define GLOBAL_SLOTS		BIT(32 + SLOTS_COUNTER)
 
+/* Numbers of registers, see enum pmu_maker. */
+#define FIXED_REGISTERS		32
+#define SLOTS_REGISTER		(FIXED_REGISTERS + SLOTS_COUNTER)
+#define METRICS_REGISTER	48
+
 /* Steps after which a late PMI arrives. */
 #define PMI_DELAY		300
 
@@ -570,6 +575,51 @@ static bool advances(const struct pmu *pmu, unsigned int rings,
 	return false;
 }
 
+static uint64_t counter(const struct pmu *pmu, unsigned int i)
+{
+	return i < FIXED_REGISTERS ? pmu->gp[i] : pmu->fixed[i - FIXED_REGISTERS];
+}
+
+/* Only PERF_METRICS can hide something. */
+static bool tells_nothing(const struct pmu *pmu, unsigned int i)
+{
+	return pmu->made_by[i] == PMU_NOBODY || (i != METRICS_REGISTER && !counter(pmu, i));
+}
+
+static bool is_own(const struct pmu *pmu, unsigned int i, uint32_t who)
+{
+	return pmu->made_by[i] == PMU_GIVEN || pmu->made_by[i] == who || tells_nothing(pmu, i);
+}
+
+static void made(struct pmu *pmu, unsigned int i, uint32_t who)
+{
+	pmu->made_by[i] = who;
+	if (who >= PMU_GUESTS)
+		pmu->unsaved |= BIT(i) & pmu->readable;
+	else
+		pmu->unsaved &= ~BIT(i);
+}
+
+/* To be called before something is added to a register. */
+static void counts(struct pmu *pmu, unsigned int i)
+{
+	uint32_t who = pmu->host_counts & BIT(i) ? PMU_HOST : pmu->running;
+
+	made(pmu, i, is_own(pmu, i, who) ? who : PMU_SEVERAL);
+}
+
+static void written(struct pmu *pmu, unsigned int i, uint64_t val)
+{
+	uint32_t who = pmu->running;
+
+	/* Fractions of what somebody else has counted tell of that. */
+	if (i == METRICS_REGISTER && !is_own(pmu, SLOTS_REGISTER, who))
+		who = pmu->made_by[SLOTS_REGISTER];
+	else if (who == PMU_HOST)
+		who = val ? PMU_GIVEN : PMU_NOBODY;
+	made(pmu, i, who);
+}
+
 /* Bring the counters up to the activity in pmu->total. */
 static void count(struct pmu *pmu)
 {
@@ -595,6 +645,8 @@ static void count(struct pmu *pmu)
 		/* Inverted, what took longer than the cycles would count back. */
 		if ((int64_t)by < 0)
 			by = 0;
+		if (by)
+			counts(pmu, i);
 		advance(pmu, &pmu->gp[i], by, BIT(i), sel & EVTSEL_INT);
 	}
 
@@ -606,6 +658,8 @@ static void count(struct pmu *pmu)
 		for (unsigned int r = 0; r < NR_RINGS; r++)
 			if (rings & BIT(r))
 				by += now[r][quantity] - pmu->counted[r][quantity];
+		if (by)
+			counts(pmu, FIXED_REGISTERS + i);
 		slots_wrapped |= i == SLOTS_COUNTER && by > width_mask(pmu) - pmu->fixed[i];
 		advance(pmu, &pmu->fixed[i], by, BIT(32 + i), fixed_ctrl(pmu, i) & FIXED_PMI);
 	}
@@ -629,7 +683,10 @@ static void count(struct pmu *pmu)
 			overflow(pmu, GLOBAL_METRICS, metrics_pmi(pmu));
 		}
 	}
-	pmu->metrics_counted |= advances(pmu, metrics_rings(pmu), now, PMU_Q_SLOTS);
+	if (advances(pmu, metrics_rings(pmu), now, PMU_Q_SLOTS)) {
+		pmu->metrics_counted = true;
+		counts(pmu, METRICS_REGISTER);
+	}
 
 	memcpy(pmu->counted, now, sizeof(now));
 	if (pmu->global_status & STATUS_CTR_FRZ)
@@ -672,6 +729,7 @@ void pmu_reset(struct pmu *pmu)
 	pmu->var = var;
 	pmu->readings = readings;
 	pmu->last = last;
+	pmu->running = PMU_HOST;
 	pmu->unhalted_base[0] = unhalted_cycles(pmu, MSR_MPERF);
 	pmu->unhalted_base[1] = unhalted_cycles(pmu, MSR_APERF);
 	pmu->global_ctrl = BIT(var->nr_gp) - 1;
@@ -953,11 +1011,75 @@ static uint32_t first_name(const struct pmu *pmu, uint32_t msr)
 	return msr;
 }
 
+uint64_t pmu_registers(const struct pmu *pmu)
+{
+	return global_bits(pmu);
+}
+
+uint64_t pmu_register_of_msr(const struct pmu *pmu, uint32_t msr)
+{
+	uint64_t reg = 0;
+	unsigned int i;
+
+	msr = first_name(pmu, msr);
+	if (in_range(msr, MSR_PERFCTR0, PMU_MAX_GP, &i) || in_range(msr, MSR_PMC0, PMU_MAX_GP, &i))
+		reg = BIT(i);
+	else if (in_range(msr, MSR_FIXED_CTR0, PMU_MAX_FIXED, &i))
+		reg = BIT(FIXED_REGISTERS + i);
+	else if (msr == MSR_PERF_METRICS)
+		reg = BIT(METRICS_REGISTER);
+	return reg & global_bits(pmu);
+}
+
+uint64_t pmu_register_of_rdpmc(const struct pmu *pmu, uint32_t ecx)
+{
+	switch (ecx >> 16) {
+	case 0x0000:
+		return pmu_register_of_msr(pmu, MSR_PERFCTR0 + ecx);
+	case 0x4000:
+		return pmu_register_of_msr(pmu, MSR_FIXED_CTR0 + (ecx & 0xffff));
+	case 0x2000:
+		return pmu_register_of_msr(pmu, MSR_PERF_METRICS + (ecx & 0xffff));
+	default:
+		return 0;
+	}
+}
+
+void pmu_run(struct pmu *pmu, uint32_t who, uint64_t readable, uint64_t host_counts)
+{
+	pmu->running = who;
+	pmu->readable = readable;
+	pmu->host_counts = host_counts;
+	for (unsigned int i = 0; i < PMU_NR_REGISTERS; i++)
+		if (readable & BIT(i) && pmu->made_by[i] == PMU_GIVEN)
+			pmu->made_by[i] = who;
+}
+
+uint64_t pmu_foreign(const struct pmu *pmu, uint64_t registers)
+{
+	uint64_t foreign = 0;
+
+	if (registers & GLOBAL_METRICS)
+		registers |= GLOBAL_SLOTS;
+	for (unsigned int i = 0; i < PMU_NR_REGISTERS; i++)
+		if (registers & BIT(i) && !is_own(pmu, i, pmu->running))
+			foreign |= BIT(i);
+	return foreign;
+}
+
+/* What the host has read it can give back. */
+static void saved(struct pmu *pmu, uint64_t reg)
+{
+	if (pmu->running == PMU_HOST)
+		pmu->unsaved &= ~reg;
+}
+
 enum pmu_result pmu_rdmsr(struct pmu *pmu, uint32_t msr, uint64_t *val)
 {
 	const struct pmu_variant *var = pmu->var;
 	unsigned int i;
 
+	saved(pmu, pmu_register_of_msr(pmu, msr));
 	msr = first_name(pmu, msr);
 	if (in_range(msr, MSR_PERFEVTSEL0, PMU_MAX_GP, &i)) {
 		*val = pmu->evtsel[i];
@@ -1118,16 +1240,21 @@ static enum pmu_result write_reg(struct pmu *pmu, uint32_t msr, uint64_t val)
 enum pmu_result pmu_wrmsr(struct pmu *pmu, uint32_t msr, uint64_t val)
 {
 	enum pmu_result ret = write_reg(pmu, msr, val);
+	uint64_t reg = pmu_register_of_msr(pmu, msr);
 
-	if (ret == PMU_OK)
-		update_live(pmu);
-	return ret;
+	if (ret != PMU_OK)
+		return ret;
+	if (reg)
+		written(pmu, __builtin_ctzll(reg), val);
+	update_live(pmu);
+	return PMU_OK;
 }
 
 enum pmu_result pmu_rdpmc(struct pmu *pmu, uint32_t ecx, uint64_t *val)
 {
 	unsigned int index = ecx & 0xffff;
 
+	saved(pmu, pmu_register_of_rdpmc(pmu, ecx));
 	switch (ecx >> 16) {
 	case 0x0000:
 		if (index >= pmu->var->nr_gp)
@@ -1146,6 +1273,7 @@ enum pmu_result pmu_rdpmc(struct pmu *pmu, uint32_t ecx, uint64_t *val)
 		if (pmu->fixed_ctrl & FIXED_CLEAR_METRICS && reads(pmu, PMU_RDPMC_CLEARS)) {
 			pmu->fixed[SLOTS_COUNTER] = 0;
 			memset(pmu->metric, 0, sizeof(pmu->metric));
+			written(pmu, METRICS_REGISTER, 0);
 		}
 		return PMU_OK;
 	default:

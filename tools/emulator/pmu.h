@@ -143,6 +143,22 @@ enum pmu_reading {
 
 #define PMU_POISON	0xa5
 
+/*
+ * Who made what a register holds, so that the caller sees it when state of one owner
+ * becomes readable to another.  Registers have the numbers of their bits in
+ * GLOBAL_CTRL: general-purpose counters from 0 on, fixed ones from 32 on, and 48 for
+ * PERF_METRICS with the counts behind it.
+ */
+enum pmu_maker {
+	PMU_NOBODY,		/* RESET, or the host, which wrote 0 */
+	PMU_GIVEN,		/* the host, which wrote it for whoever is next to see it */
+	PMU_HOST,		/* the host, by counting */
+	PMU_SEVERAL,		/* one counted on top of what another had made */
+	PMU_GUESTS		/* from here on guests, by numbers of the caller's */
+};
+
+#define PMU_NR_REGISTERS	49
+
 /* State of one logical processor.  Private to the model but for var and live. */
 struct pmu {
 	const struct pmu_variant *var;
@@ -177,6 +193,13 @@ struct pmu {
 	bool metrics_counted;		/* since PERF_METRICS was written */
 	uint64_t metrics_seen;		/* latest value written or read */
 	unsigned int metrics_reads;
+
+	/* Whose state this is, enum pmu_maker and bitmaps of registers; see pmu_run(). */
+	uint32_t running;		/* PMU_HOST, or a guest */
+	uint32_t made_by[PMU_NR_REGISTERS];
+	uint64_t readable;		/* by the guest that runs */
+	uint64_t host_counts;		/* on behalf of the host while it runs */
+	uint64_t unsaved;		/* made by a guest, and not read by the host since */
 };
 
 /* Result of an access: done; #GP(0); or not a register of the PMU. */
@@ -366,6 +389,56 @@ uint64_t pmu_next_overflow(const struct pmu *pmu);
  * then asks pmu_lvtpc_delivers().
  */
 bool pmu_take_pmi(struct pmu *pmu);
+
+/**
+ * pmu_registers() - the registers that tell what was counted
+ * @pmu: state
+ *
+ * Return: a bitmap of all that can be read with RDPMC.
+ */
+uint64_t pmu_registers(const struct pmu *pmu);
+
+/**
+ * pmu_register_of_msr() - which of them an MSR is
+ * @pmu: state
+ * @msr: register
+ *
+ * Return: a bitmap of one, or 0.
+ */
+uint64_t pmu_register_of_msr(const struct pmu *pmu, uint32_t msr);
+
+/**
+ * pmu_register_of_rdpmc() - which of them RDPMC reads
+ * @pmu: state
+ * @ecx: see pmu_rdpmc()
+ *
+ * Return: a bitmap of one, or 0.
+ */
+uint64_t pmu_register_of_rdpmc(const struct pmu *pmu, uint32_t ecx);
+
+/**
+ * pmu_run() - VM-Entry or VM-Exit
+ * @pmu: state, reported up to now
+ * @who: PMU_HOST, or the guest that writes and counts from now on
+ * @readable: registers that this guest reads without a VM-Exit, 0 for the host
+ * @host_counts: registers that count for the host all the same, as they don't stop at
+ *		 VM-Exit
+ *
+ * What the host has written, and the guest can read, is the guest's from then on.
+ */
+void pmu_run(struct pmu *pmu, uint32_t who, uint64_t readable, uint64_t host_counts);
+
+/**
+ * pmu_foreign() - what isn't to be seen by who runs
+ * @pmu: state, reported up to now
+ * @registers: bitmap of registers
+ *
+ * A counter of 0 tells nothing, whoever made it so.  That isn't true of PERF_METRICS,
+ * which may have counts behind it, and tells of SLOTS, too.
+ *
+ * Return: a bitmap of those of @registers that somebody else made.
+ */
+uint64_t pmu_foreign(const struct pmu *pmu, uint64_t registers);
 
 /**
  * pmu_lvtpc_delivers() - pass a performance-monitoring interrupt through LVTPC

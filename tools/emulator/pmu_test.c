@@ -2057,6 +2057,257 @@ static void test_late_pmi(void)
 	check(!pmu_take_pmi(&pmu));
 }
 
+/* Guests that can read all registers themselves. */
+#define GUEST_A		(PMU_GUESTS + 7)
+#define GUEST_B		(PMU_GUESTS + 8)
+#define SLOTS_REG	BIT(35)
+#define METRICS_REG	BIT(48)
+
+static void enter(uint32_t who)
+{
+	pmu_run(&pmu, who, pmu_registers(&pmu), 0);
+}
+
+static void leave(void)
+{
+	pmu_run(&pmu, PMU_HOST, 0, 0);
+}
+
+static uint64_t foreign(void)
+{
+	return pmu_foreign(&pmu, pmu_registers(&pmu));
+}
+
+static uint64_t foreign_to(uint32_t who)
+{
+	uint64_t registers;
+
+	enter(who);
+	registers = foreign();
+	leave();
+	return registers;
+}
+
+static void test_register_numbers(const struct expectation *e)
+{
+	check_eq(pmu_registers(&pmu), counter_bits(e));
+	for (unsigned int i = 0; i < 9; i++) {
+		uint64_t gp = i < 8 ? BIT(i) : 0;
+		uint64_t fixed = e->fixed_mask & BIT(i) ? BIT(32 + i) : 0;
+
+		check_eq(pmu_register_of_msr(&pmu, PERFCTR(i)), gp);
+		check_eq(pmu_register_of_msr(&pmu, PMC(i)), gp);
+		check_eq(pmu_register_of_msr(&pmu, FIXED(i)), fixed);
+		check_eq(pmu_register_of_msr(&pmu, 0x1900 + 4 * i), e->version == 6 ? gp : 0);
+		check_eq(pmu_register_of_msr(&pmu, 0x1980 + 4 * i), e->version == 6 ? fixed : 0);
+		check_eq(pmu_register_of_rdpmc(&pmu, i), gp);
+		check_eq(pmu_register_of_rdpmc(&pmu, 0x40000000 + i), fixed);
+		check_eq(pmu_register_of_rdpmc(&pmu, 0x20000000 + i), e->metrics && !i ? METRICS_REG : 0);
+		check_eq(pmu_register_of_rdpmc(&pmu, 0x10000000 + i), 0);
+	}
+	check_eq(pmu_register_of_msr(&pmu, METRICS), e->metrics ? METRICS_REG : 0);
+	check_eq(pmu_register_of_msr(&pmu, EVTSEL(0)), 0);
+	check_eq(pmu_register_of_msr(&pmu, GLOBAL_CTRL), 0);
+}
+
+static void test_owners_of_counters(void)
+{
+	static const uint32_t msrs[] = { PMC(5), FIXED(1), FIXED(3) };
+	static const uint64_t registers[] = { BIT(5), BIT(33), SLOTS_REG };
+
+	wr(EVTSEL(5), OS | EN | INSTRUCTIONS);
+	wr(FIXED_CTRL, 0x1010);
+	for (unsigned int i = 0; i < ARRAY_SIZE(msrs); i++) {
+		check_eq(foreign_to(GUEST_A), 0);
+
+		/* A guest counts or writes ... */
+		for (unsigned int writes = 0; writes < 2; writes++) {
+			enter(GUEST_A);
+			if (writes) {
+				wr(msrs[i], 3);
+			} else {
+				wr(GLOBAL_CTRL, registers[i]);
+				run(PMU_STEP, 1);
+				wr(GLOBAL_CTRL, 0);
+			}
+			check_eq(foreign(), 0);
+			leave();
+			check_eq(foreign(), registers[i]);
+			check_eq(foreign_to(GUEST_A), 0);
+			check_eq(foreign_to(GUEST_B), registers[i]);
+			/* ... and the host clears that. */
+			wr(msrs[i], 0);
+			check_eq(foreign() | foreign_to(GUEST_B), 0);
+		}
+
+		/* 0 is 0, whoever wrote it, or counted that far. */
+		enter(GUEST_A);
+		wr(msrs[i], 0);
+		check_eq(foreign_to(GUEST_B), 0);
+		enter(GUEST_A);
+		wr(msrs[i], MASK - (registers[i] == SLOTS_REG ? 5 : 0));
+		wr(GLOBAL_CTRL, registers[i]);
+		run(PMU_STEP, 1);
+		check_eq(rd(msrs[i]), 0);
+		check_eq(foreign_to(GUEST_B), 0);
+		leave();
+
+		/* The host counts. */
+		run(PMU_STEP, 1);
+		wr(GLOBAL_CTRL, 0);
+		check_eq(foreign(), 0);
+		check_eq(foreign_to(GUEST_A), registers[i]);
+
+		/* The host gives: to the first who sees it. */
+		wr(msrs[i], 5);
+		check_eq(foreign(), 0);
+		check_eq(foreign_to(GUEST_A), 0);
+		check_eq(foreign_to(GUEST_B), registers[i]);
+		check_eq(foreign(), registers[i]);
+
+		/* One counts on top of what another has made. */
+		enter(GUEST_B);
+		wr(GLOBAL_CTRL, registers[i]);
+		run(PMU_STEP, 1);
+		wr(GLOBAL_CTRL, 0);
+		check_eq(foreign(), registers[i]);
+		check_eq(foreign_to(GUEST_A), registers[i]);
+		leave();
+		check_eq(foreign(), registers[i]);
+		wr(msrs[i], 0);
+	}
+
+	/* What is enabled and counts nothing stays whose it is. */
+	wr(EVTSEL(5), OS | EN);
+	wr(PMC(5), 5);
+	wr(GLOBAL_CTRL, BIT(5));
+	run(PMU_STEP, 1);
+	wr(GLOBAL_CTRL, 0);
+	check_eq(foreign_to(GUEST_B), 0);
+
+	pmu_reset(&pmu);
+	check_eq(foreign() | foreign_to(GUEST_A), 0);
+}
+
+/* Only what a guest can read is given to it, and is asked for. */
+static void test_owners_readable(void)
+{
+	wr(PMC(0), 1);
+	pmu_run(&pmu, GUEST_A, BIT(1), 0);
+	leave();
+	check_eq(foreign_to(GUEST_B), 0);
+	check_eq(foreign_to(GUEST_A), BIT(0));
+	enter(GUEST_A);
+	check_eq(pmu_foreign(&pmu, BIT(1)), 0);
+	leave();
+
+	/* A counter that doesn't stop at VM-Exit is the host's. */
+	wr(FIXED_CTRL, 0x33);
+	wr(FIXED(0), 0);
+	wr(FIXED(1), 0);
+	wr(GLOBAL_CTRL, BIT(32) | BIT(33));
+	pmu_run(&pmu, GUEST_A, 0, BIT(32));
+	run(PMU_STEP, 1);
+	leave();
+	check_eq(pmu_foreign(&pmu, BIT(32) | BIT(33)), BIT(33));
+}
+
+static void test_owners_of_metrics(void)
+{
+	/* Nothing shows, but there may be something behind it. */
+	enter(GUEST_A);
+	wr(FIXED(3), 1000);
+	wr(METRICS, 0x40);
+	wr(FIXED(3), 0);
+	check_eq(rd(METRICS), 0);
+	check_eq(foreign(), 0);
+	check_eq(foreign_to(GUEST_B), METRICS_REG);
+	check_eq(foreign(), METRICS_REG);
+	wr(FIXED(3), 0);
+	check_eq(foreign(), METRICS_REG);
+	wr(METRICS, 0);
+	check_eq(foreign() | foreign_to(GUEST_B) | foreign_to(GUEST_A), 0);
+
+	/* Written before SLOTS, metrics are fractions of what was there. */
+	enter(GUEST_A);
+	wr(FIXED(3), 1000);
+	leave();
+	wr(METRICS, 0x40);
+	wr(FIXED(3), 2000);
+	check_eq(foreign_to(GUEST_B), METRICS_REG);
+
+	/* Who sees metrics sees something of SLOTS. */
+	wr(FIXED(3), 0);
+	wr(METRICS, 0);
+	enter(GUEST_A);
+	wr(FIXED(3), 1000);
+	enter(GUEST_B);
+	check_eq(pmu_foreign(&pmu, METRICS_REG), SLOTS_REG);
+	check_eq(pmu_foreign(&pmu, ~(SLOTS_REG | METRICS_REG)), 0);
+	leave();
+
+	/* Counted, by the host and by a guest. */
+	start_topdown();
+	run(PMU_STEP, 1);
+	check_eq(foreign(), 0);
+	check_eq(foreign_to(GUEST_A), SLOTS_REG | METRICS_REG);
+	start_topdown();
+	enter(GUEST_A);
+	run(PMU_STEP, 1);
+	check_eq(foreign(), 0);
+	leave();
+	wr(GLOBAL_CTRL, 0);
+	check_eq(foreign(), SLOTS_REG | METRICS_REG);
+	wr(FIXED(3), 0);
+	check_eq(foreign(), METRICS_REG);
+
+	/* Given. */
+	wr(METRICS, 0x40);
+	wr(FIXED(3), 1);
+	check_eq(foreign_to(GUEST_A), 0);
+	wr(FIXED(3), 0);
+	check_eq(foreign_to(GUEST_B), METRICS_REG);
+
+	/* RDPMC clears both. */
+	power_up_as("spr", "rdpmc-clears");
+	wr(FIXED_CTRL, BIT(14));
+	enter(GUEST_A);
+	wr(FIXED(3), 1000);
+	wr(METRICS, 0x40);
+	leave();
+	check_eq(rdpmc(0x20000000), 0x40);
+	check_eq(foreign(), 0);
+}
+
+static void test_unsaved(void)
+{
+	/* A guest has counted, or written, what it can read. */
+	start_topdown();
+	wr(EVTSEL(2), OS | EN | INSTRUCTIONS);
+	wr(GLOBAL_CTRL, BIT(2) | BIT(35) | BIT(48));
+	pmu_run(&pmu, GUEST_A, ~BIT(2), 0);
+	run(PMU_STEP, 1);
+	wr(GLOBAL_CTRL, 0);
+	wr(PMC(3), 0);
+	rd(PMC(3));
+	leave();
+	check_eq(pmu.unsaved, BIT(3) | SLOTS_REG | METRICS_REG);
+	/* The host reads it ... */
+	rd(FIXED(3));
+	check_eq(pmu.unsaved, BIT(3) | METRICS_REG);
+	rdpmc(0x20000000);
+	check_eq(pmu.unsaved, BIT(3));
+	/* ... or does not. */
+	wr(PMC(3), 0);
+	check_eq(pmu.unsaved, 0);
+
+	/* What was given is with the host. */
+	wr(PMC(3), 5);
+	enter(GUEST_A);
+	leave();
+	check_eq(pmu.unsaved, 0);
+}
+
 /*
  * What real CPUs were seen to say: SLOTS and metrics, from published logs of Tiger Lake,
  * Sapphire Rapids and Granite Rapids.
@@ -2172,6 +2423,7 @@ static const struct {
 	{ "PERF_METRICS bits", test_metrics_reserved },
 	{ "PERF_METRICS rounds", test_metrics_rounding },
 	{ "second level of PERF_METRICS", test_metrics_second_level },
+	{ "numbers of registers", test_register_numbers },
 };
 
 /* on spr */
@@ -2228,6 +2480,10 @@ static const struct {
 	{ "reading: two reads differ by one", test_reads_differ },
 	{ "reading: RDPMC clears", test_rdpmc_clears },
 	{ "reading: late PMI", test_late_pmi },
+	{ "whose a counter is", test_owners_of_counters },
+	{ "whose a counter is if the guest can't read it", test_owners_readable },
+	{ "whose PERF_METRICS is", test_owners_of_metrics },
+	{ "what the host has not read", test_unsaved },
 };
 
 int main(void)

@@ -74,7 +74,9 @@ public:
 	/* VM-Entry succeeds: VMLAUNCH or VMRESUME retires in the host.  The
 	 * core steps once more behind it, which is then no instruction.
 	 */
-	void vmenter(void);
+	void vmenter(Bit64u rip);
+	static void vmptrld(Bit64u vmcs);
+	static void vmclear(Bit64u vmcs);
 	void load_global_ctrl(Bit64u val) { load(MSR_PERF_GLOBAL_CTRL, val); }
 	void load_debugctl(Bit64u val) { load(MSR_DEBUGCTL, val); }
 	void enter_smm(void) { change_smm(pmu_enter_smm); }
@@ -96,6 +98,10 @@ private:
 	} round_trip;
 
 	Bit64u retired(void) const;
+	Bit32u guest_of_vmcs(void);
+	Bit64u readable(void);
+	void check_user(void);
+	void check(Bit64u registers, const char *what, Bit64u rip);
 	void sync(void);
 	void change_cpl(unsigned to);
 	void enter_ring(unsigned to);
