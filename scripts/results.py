@@ -4,7 +4,7 @@
 
 Usage: scripts/results.py COMMAND ARGUMENT...
   cpus                                the kinds of CPU
-  cpu NAME                            how Bochs emulates one, for bash
+  cpu NAME[,READING...]               how Bochs emulates one, for bash
   summary DIRECTORY TESTS             what a boot with so many tests has come to
   plan CELL-WORD...                   how to boot a cell of the lab, for bash
   judge DIRECTORY CELL-WORD...        whether that cell is as it has to be, or which
@@ -25,6 +25,7 @@ Exit status: 0 if all is well, 1 if tests failed, 2 if the lab didn't work.
 
 import json
 import os
+import random
 import re
 import sys
 import traceback
@@ -163,6 +164,26 @@ def read_cpus():
     return {row['name']: row for row in rows}
 
 
+def read_model():
+    """The tables of the emulated PMU: kinds (metrics, bit 15) and readings (in parts) by name."""
+    text = (REPO / 'tools/emulator/pmu.c').read_text()
+    kinds, parts, first = {}, {}, {}
+    for row in re.findall(r'\.name = (.*?)\n\t\}', text, re.S):
+        metrics = re.search(r'\.nr_metrics = (\d+)', row)
+        names = re.match(r'"(\w+)", \.model = "(\w*)"', row)
+        for name in filter(None, names.groups()) if names else ():
+            kinds[name] = int(metrics[1]) if metrics else 0, 'CAP_PERF_METRICS' in row
+    table_ = re.search(r'\n\} readings\[\] = \{(.*?)\n\};', text, re.S)
+    for name, bits in re.findall(r'\{ "([\w-]+)",(.*?) \}', table_[1] if table_ else '', re.S):
+        bits = re.findall(r'BIT\((\w+)\)', bits)
+        if len(bits) == 1:
+            first[bits[0]] = name
+        parts[name] = [first[bit] for bit in bits]
+    if not kinds or not parts:
+        raise Broken('the tables of tools/emulator/pmu.c are not as they were')
+    return kinds, parts
+
+
 CPUS = read_cpus()
 VPMU_TESTS = ['pmu_counters_test', 'pmu_event_filter_test', 'vmx_pmu_caps_test']
 QUICK_TESTS = ['feature_msrs_test', 'msrs_test', 'state_test', 'userspace_msr_exit_test']
@@ -180,12 +201,20 @@ SLOW_TESTS = '''access_tracking_perf_test aperfmperf_test apic_bus_clock_test co
 
 
 class Cell:
-    """A cell of the lab by its words, e.g. spr 2-cpus brief."""
+    """A cell of the lab by its words, e.g. spr,strict 2-cpus brief."""
 
     def __init__(self, words, runs=20):
-        if not words or words[0] not in CPUS:
-            raise Broken(f"unknown CPU '{' '.join(words[:1])}', there are: {' '.join(CPUS)}")
-        self.cpu = CPUS[words[0]]
+        name, *self.readings = words[0].split(',') if words else ['']
+        if name not in CPUS:
+            raise Broken(f"unknown CPU '{name}', there are: {' '.join(CPUS)}")
+        self.cpu = CPUS[name]
+        there = list(read_model()[1])
+        for reading in self.readings:
+            if reading not in there + ['random']:
+                raise Broken(f"unknown reading '{reading}', there are: {' '.join(there)} random")
+        if 'random' in self.readings:
+            single = [name for name in there if name not in ('strict', 'others')]
+            self.readings = random.sample(single, random.randint(2, len(single) // 2))
         self.words = set(words[1:])
         known = {'no-mediated', 'no-nested', 'no-ept', '2-cpus', 'fep', 'debug', 'base',
                  'all', 'brief', 'topdown', 'restless'}
@@ -338,26 +367,6 @@ def mark_known(lines, known):
 
 # --- What the probe says -----------------------------------------------------
 
-def read_model():
-    """The tables of the emulated PMU: kinds (metrics, bit 15) and readings (in parts) by name."""
-    text = (REPO / 'tools/emulator/pmu.c').read_text()
-    kinds, parts, first = {}, {}, {}
-    for row in re.findall(r'\.name = (.*?)\n\t\}', text, re.S):
-        metrics = re.search(r'\.nr_metrics = (\d+)', row)
-        names = re.match(r'"(\w+)", \.model = "(\w*)"', row)
-        for name in filter(None, names.groups()) if names else ():
-            kinds[name] = int(metrics[1]) if metrics else 0, 'CAP_PERF_METRICS' in row
-    table_ = re.search(r'\n\} readings\[\] = \{(.*?)\n\};', text, re.S)
-    for name, bits in re.findall(r'\{ "([\w-]+)",(.*?) \}', table_[1] if table_ else '', re.S):
-        bits = re.findall(r'BIT\((\w+)\)', bits)
-        if len(bits) == 1:
-            first[bits[0]] = name
-        parts[name] = [first[bit] for bit in bits]
-    if not kinds or not parts:
-        raise Broken('the tables of tools/emulator/pmu.c are not as they were')
-    return kinds, parts
-
-
 def answers_of(results):
     """What the probe has printed, as lines and as JSON: ((question, answer, default), ...)."""
     text = '\n'.join(re.sub('^ *# ?', '', line) for test in results.tests for line in test.output)
@@ -373,11 +382,21 @@ def answers_of(results):
 def judge_probe(cpu, results):
     """Problems of what the probe has said on such a CPU."""
     kinds, parts = read_model()
-    name, *chosen = cpu.split(',')
-    pmu = CPUS[name]['pmu']
-    metrics, bit15 = kinds.get(CPUS[name]['bochs'] if pmu == 'own' else pmu, (0, False))
-    # Only such CPUs have something to ignore.
-    chosen = {part for word in chosen for part in parts[word] if part != 'upper-ignored' or metrics == 4}
+    cell = Cell([cpu])
+    pmu = cell.cpu['bochs'] if cell.cpu['pmu'] == 'own' else cell.cpu['pmu']
+    metrics, bit15 = kinds.get(pmu, (0, False))
+    chosen = {part for word in cell.readings for part in parts[word]}
+    likely = {}
+    if not bit15:
+        likely['H10'] = 'clear'
+    if metrics == 8:
+        # There is nothing to ignore.
+        likely['H3'] = 'no-question'
+        chosen -= {'upper-ignored'}
+    if 'writes-lower' in chosen:
+        # No value that is written is near enough to an overflow.
+        likely['H6'] = 'not-reached'
+        chosen -= {'overflow-pmi', 'overflow-undefined'}
     problems = [f'{test.name}: {said(test)}' for test in results.tests if test.status != PASSED]
     if not metrics:
         subtests = [subtest for test in results.tests for subtest in test.subtests]
@@ -392,11 +411,7 @@ def judge_probe(cpu, results):
     named = {answer for _, answer, _ in lines if answer in parts}
     problems += [f'not named: {reading}' for reading in sorted(chosen - named)]
     for question, answer, default in lines:
-        if question == 'H10':
-            default = 'set' if bit15 else 'clear'
-        elif question == 'H3' and metrics == 8:
-            default = 'no-question'
-        if answer not in chosen | {default}:
+        if answer not in chosen | {likely.get(question, default)}:
             problems.append(f'{question}: {answer}, which the CPU does not do')
     return problems
 
@@ -759,7 +774,7 @@ def costs_tables(series, base):
 
 def shell_plan(cell):
     """Assignments for bash: what to boot."""
-    yield f"CPU={cell.cpu['name']} CPUS={2 if '2-cpus' in cell.words else 1}"
+    yield f"CPU={','.join([cell.cpu['name'], *cell.readings])} CPUS={2 if '2-cpus' in cell.words else 1}"
     yield f"TESTS='{' '.join(cell.tests)}' CMDLINE+=' {cell.cmdline()}'"
     yield f"KERNEL={'debug' if 'debug' in cell.words else ''}"
     yield f"RESTLESS={'1000,200,60' if 'restless' in cell.words else ''}"
@@ -786,8 +801,9 @@ def main(command, *arguments):
     if command == 'cpus':
         print('\n'.join(CPUS))
     elif command == 'cpu':
-        cpu = Cell(arguments).cpu
-        print(f"model={cpu['bochs']} without={cpu['without']} pmu={cpu['pmu']}")
+        cell = Cell(arguments)
+        print(f"model={cell.cpu['bochs']} without={cell.cpu['without']} "
+              f"pmu={','.join([cell.cpu['pmu'], *cell.readings])}")
     elif command == 'summary':
         line, fine = summary(arguments[0], int(arguments[1]))
         print(line)
