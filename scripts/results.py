@@ -164,9 +164,24 @@ def read_cpus():
     return {row['name']: row for row in rows}
 
 
-def read_readings():
-    """The names of what the emulated PMU does where the documents leave that open."""
-    return re.findall(r'^\t{ "([a-z-]+)",\t+BIT', (REPO / 'tools/emulator/pmu.c').read_text(), re.M)
+def read_model():
+    """The tables of the emulated PMU: kinds (metrics, bit 15) and readings (in parts) by name."""
+    text = (REPO / 'tools/emulator/pmu.c').read_text()
+    kinds, parts, first = {}, {}, {}
+    for row in re.findall(r'\.name = (.*?)\n\t\}', text, re.S):
+        metrics = re.search(r'\.nr_metrics = (\d+)', row)
+        names = re.match(r'"(\w+)", \.model = "(\w*)"', row)
+        for name in filter(None, names.groups()) if names else ():
+            kinds[name] = int(metrics[1]) if metrics else 0, 'CAP_PERF_METRICS' in row
+    table_ = re.search(r'\n\} readings\[\] = \{(.*?)\n\};', text, re.S)
+    for name, bits in re.findall(r'\{ "([\w-]+)",(.*?) \}', table_[1] if table_ else '', re.S):
+        bits = re.findall(r'BIT\((\w+)\)', bits)
+        if len(bits) == 1:
+            first[bits[0]] = name
+        parts[name] = [first[bit] for bit in bits]
+    if not kinds or not parts:
+        raise Broken('the tables of tools/emulator/pmu.c are not as they were')
+    return kinds, parts
 
 
 CPUS = read_cpus()
@@ -193,7 +208,7 @@ class Cell:
         if name not in CPUS:
             raise Broken(f"unknown CPU '{name}', there are: {' '.join(CPUS)}")
         self.cpu = CPUS[name]
-        there = read_readings()
+        there = list(read_model()[1])
         for reading in self.readings:
             if reading not in there + ['random']:
                 raise Broken(f"unknown reading '{reading}', there are: {' '.join(there)} random")
@@ -354,26 +369,6 @@ def mark_known(lines, known):
 
 # --- What the probe says -----------------------------------------------------
 
-def read_model():
-    """The tables of the emulated PMU: kinds (metrics, bit 15) and readings (in parts) by name."""
-    text = (REPO / 'tools/emulator/pmu.c').read_text()
-    kinds, parts, first = {}, {}, {}
-    for row in re.findall(r'\.name = (.*?)\n\t\}', text, re.S):
-        metrics = re.search(r'\.nr_metrics = (\d+)', row)
-        names = re.match(r'"(\w+)", \.model = "(\w*)"', row)
-        for name in filter(None, names.groups()) if names else ():
-            kinds[name] = int(metrics[1]) if metrics else 0, 'CAP_PERF_METRICS' in row
-    table_ = re.search(r'\n\} readings\[\] = \{(.*?)\n\};', text, re.S)
-    for name, bits in re.findall(r'\{ "([\w-]+)",(.*?) \}', table_[1] if table_ else '', re.S):
-        bits = re.findall(r'BIT\((\w+)\)', bits)
-        if len(bits) == 1:
-            first[bits[0]] = name
-        parts[name] = [first[bit] for bit in bits]
-    if not kinds or not parts:
-        raise Broken('the tables of tools/emulator/pmu.c are not as they were')
-    return kinds, parts
-
-
 def answers_of(results):
     """What the probe has printed, as lines and as JSON: ((question, answer, default), ...)."""
     text = '\n'.join(re.sub('^ *# ?', '', line) for test in results.tests for line in test.output)
@@ -389,11 +384,21 @@ def answers_of(results):
 def judge_probe(cpu, results):
     """Problems of what the probe has said on such a CPU."""
     kinds, parts = read_model()
-    name, *chosen = cpu.split(',')
-    pmu = CPUS[name]['pmu']
-    metrics, bit15 = kinds.get(CPUS[name]['bochs'] if pmu == 'own' else pmu, (0, False))
-    # Only such CPUs have something to ignore.
-    chosen = {part for word in chosen for part in parts[word] if part != 'upper-ignored' or metrics == 4}
+    cell = Cell([cpu])
+    pmu = cell.cpu['bochs'] if cell.cpu['pmu'] == 'own' else cell.cpu['pmu']
+    metrics, bit15 = kinds.get(pmu, (0, False))
+    chosen = {part for word in cell.readings for part in parts[word]}
+    likely = {}
+    if not bit15:
+        likely['H10'] = 'clear'
+    if metrics == 8:
+        # There is nothing to ignore.
+        likely['H3'] = 'no-question'
+        chosen -= {'upper-ignored'}
+    if 'writes-lower' in chosen:
+        # No value that is written is near enough to an overflow.
+        likely['H6'] = 'not-reached'
+        chosen -= {'overflow-pmi', 'overflow-undefined'}
     problems = [f'{test.name}: {said(test)}' for test in results.tests if test.status != PASSED]
     if not metrics:
         subtests = [subtest for test in results.tests for subtest in test.subtests]
@@ -408,11 +413,7 @@ def judge_probe(cpu, results):
     named = {answer for _, answer, _ in lines if answer in parts}
     problems += [f'not named: {reading}' for reading in sorted(chosen - named)]
     for question, answer, default in lines:
-        if question == 'H10':
-            default = 'set' if bit15 else 'clear'
-        elif question == 'H3' and metrics == 8:
-            default = 'no-question'
-        if answer not in chosen | {default}:
+        if answer not in chosen | {likely.get(question, default)}:
             problems.append(f'{question}: {answer}, which the CPU does not do')
     return problems
 
