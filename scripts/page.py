@@ -329,6 +329,8 @@ class Page:
         at, columns = {}, set()
         for cell in self.cells:
             _, cpu, *words = cell.name.split()
+            cpu, *readings = cpu.split(',')
+            words = readings + words
             at[cpu, ' '.join(words)] = cell
             columns.add(' '.join(words))
         columns = sorted(columns, key=lambda c: (sum(1 << WORDS.index(w) for w in c.split() if w in WORDS), c))

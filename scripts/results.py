@@ -4,7 +4,7 @@
 
 Usage: scripts/results.py COMMAND ARGUMENT...
   cpus                                the kinds of CPU
-  cpu NAME                            how Bochs emulates one, for bash
+  cpu NAME[,READING...]               how Bochs emulates one, for bash
   summary DIRECTORY TESTS             what a boot with so many tests has come to
   plan CELL-WORD...                   how to boot a cell of the lab, for bash
   judge DIRECTORY CELL-WORD...        whether that cell is as it has to be, or which
@@ -22,6 +22,7 @@ Exit status: 0 if all is well, 1 if tests failed, 2 if the lab didn't work.
 """
 
 import os
+import random
 import re
 import sys
 import traceback
@@ -160,6 +161,11 @@ def read_cpus():
     return {row['name']: row for row in rows}
 
 
+def read_readings():
+    """The names of what the emulated PMU does where the documents leave that open."""
+    return re.findall(r'^\t{ "([a-z-]+)",\t+BIT', (REPO / 'tools/emulator/pmu.c').read_text(), re.M)
+
+
 CPUS = read_cpus()
 VPMU_TESTS = ['pmu_counters_test', 'pmu_event_filter_test', 'vmx_pmu_caps_test']
 QUICK_TESTS = ['feature_msrs_test', 'msrs_test', 'state_test', 'userspace_msr_exit_test']
@@ -177,12 +183,20 @@ SLOW_TESTS = '''access_tracking_perf_test aperfmperf_test apic_bus_clock_test co
 
 
 class Cell:
-    """A cell of the lab by its words, e.g. spr 2-cpus brief."""
+    """A cell of the lab by its words, e.g. spr,strict 2-cpus brief."""
 
     def __init__(self, words, runs=20):
-        if not words or words[0] not in CPUS:
-            raise Broken(f"unknown CPU '{' '.join(words[:1])}', there are: {' '.join(CPUS)}")
-        self.cpu = CPUS[words[0]]
+        name, *self.readings = words[0].split(',') if words else ['']
+        if name not in CPUS:
+            raise Broken(f"unknown CPU '{name}', there are: {' '.join(CPUS)}")
+        self.cpu = CPUS[name]
+        there = read_readings()
+        for reading in self.readings:
+            if reading not in there + ['random']:
+                raise Broken(f"unknown reading '{reading}', there are: {' '.join(there)} random")
+        if 'random' in self.readings:
+            single = [name for name in there if name not in ('strict', 'others')]
+            self.readings = random.sample(single, random.randint(2, len(single) // 2))
         self.words = set(words[1:])
         known = {'no-mediated', 'no-nested', 'no-ept', '2-cpus', 'fep', 'debug', 'base',
                  'all', 'brief', 'topdown', 'restless'}
@@ -369,7 +383,7 @@ def junit(files):
 
 def gate_logs(logs, gate):
     """The directory of a gate's logs."""
-    return Path(logs) / re.sub(r'[ /]', '-', gate)
+    return Path(logs) / re.sub('[ /,]', '-', gate)
 
 
 def table(logs, cells):
@@ -691,7 +705,7 @@ def costs_tables(series, base):
 
 def shell_plan(cell):
     """Assignments for bash: what to boot."""
-    yield f"CPU={cell.cpu['name']} CPUS={2 if '2-cpus' in cell.words else 1}"
+    yield f"CPU={','.join([cell.cpu['name'], *cell.readings])} CPUS={2 if '2-cpus' in cell.words else 1}"
     yield f"TESTS='{' '.join(cell.tests)}' CMDLINE+=' {cell.cmdline()}'"
     yield f"KERNEL={'debug' if 'debug' in cell.words else ''}"
     yield f"RESTLESS={'1000,200,60' if 'restless' in cell.words else ''}"
@@ -718,8 +732,9 @@ def main(command, *arguments):
     if command == 'cpus':
         print('\n'.join(CPUS))
     elif command == 'cpu':
-        cpu = Cell(arguments).cpu
-        print(f"model={cpu['bochs']} without={cpu['without']} pmu={cpu['pmu']}")
+        cell = Cell(arguments)
+        print(f"model={cell.cpu['bochs']} without={cell.cpu['without']} "
+              f"pmu={','.join([cell.cpu['pmu'], *cell.readings])}")
     elif command == 'summary':
         line, fine = summary(arguments[0], int(arguments[1]))
         print(line)

@@ -138,9 +138,16 @@ class JudgeTest(unittest.TestCase):
                 self.problems(brief(), words)
 
     def test_unknown_words(self):
-        for words in ([], ['spr', 'breif'], ['z80']):
+        for words in ([], ['spr', 'breif'], ['z80'], ['spr,odd']):
             with self.assertRaisesRegex(Broken, 'unknown'):
                 Cell(words)
+
+    def test_readings(self):
+        self.assertEqual(Cell(['spr,strict,pmi-late', 'brief']).readings, ['strict', 'pmi-late'])
+        chosen = Cell(['icl,random']).readings
+        self.assertGreaterEqual(len(chosen), 2)
+        self.assertEqual(Cell([','.join(['icl', *chosen])]).readings, chosen)
+        self.assertFalse({'strict', 'others', 'random'} & set(chosen))
 
     def test_where_perf_metrics_test_skips(self):
         for words, reason in ((['skx'], 'fixed counter 3'), (['amd'], 'host_cpu_is_intel'),

@@ -198,7 +198,7 @@ const struct pmu_variant *pmu_variant_by_model(const char *model);
 
 /**
  * pmu_reading_by_name() - find a reading by its name
- * @name: e.g. "slots-clears", see README, or "strict": all that are undefined
+ * @name: e.g. "slots-clears", see README, or several: "strict", "others"
  *
  * Return: a bitmap of enum pmu_reading, 0 if there is none of that name.
  */

@@ -1612,6 +1612,8 @@ static void test_reading_names(void)
 	check_eq(pmu_reading_by_name("strict"),
 		 BIT(PMU_SLOTS_UNDEFINED) | BIT(PMU_METRICS_UNDEFINED) |
 		 BIT(PMU_OVERFLOW_UNDEFINED) | BIT(PMU_HALF_UNDEFINED) | BIT(PMU_RUNNING_UNDEFINED));
+	check_eq(pmu_reading_by_name("others") & pmu_reading_by_name("strict"), 0);
+	check_eq(__builtin_popcount(pmu_reading_by_name("others")), 10);
 
 	/* They belong to the CPU, not to its state. */
 	power_up_as("spr", "metrics-ones");

@@ -138,7 +138,8 @@ tolerance() { [ "$1" = phases ] && echo 5 || echo "$2"; }
 # they differ; true if no metric does by more than so many percentage points, and
 # SLOTS, unless they are of no interest, not by more than so many percent.
 agree() {
-	printf '%s\n%s\n' "$1" "$2" | awk -v points="$3" -v percent="${4:-0}" '
+	level_2=/sys/bus/event_source/devices/cpu/events/topdown-heavy-ops
+	printf '%s\n%s\n' "$1" "$2" | awk -v points="$3" -v percent="${4:-0}" -v n="$([ -e $level_2 ] && echo 8 || echo 4)" '
 		{
 			lines = lines " " $0
 			for (i = 1; i <= NF; i++) {
@@ -152,13 +153,13 @@ agree() {
 		function sensible(of,   sum, i) {
 			for (i = 1; i <= 4; i++) {
 				sum += of[metrics[i]]
-				if (of[metrics[i + 4]] > of[metrics[i]] + points / 2)
+				if (n == 8 && of[metrics[i + 4]] > of[metrics[i]] + points / 2)
 					return 0
 			}
 			return sum > 100 - 2 * points && sum < 100 + 2 * points && (!("running" in of) || of["running"] == 100)
 		}
 		END {
-			n = split("retiring bad-spec fe-bound be-bound heavy-ops br-mispredict fetch-lat mem-bound", metrics, " ")
+			split("retiring bad-spec fe-bound be-bound heavy-ops br-mispredict fetch-lat mem-bound", metrics, " ")
 			for (i = 1; i <= n; i++) {
 				m = metrics[i]
 				if (!(m in right) || !(m in found)) {

@@ -25,8 +25,10 @@
 #define SLOTS_ENABLE		FIXED_PMC_GLOBAL_CTRL_ENABLE(SLOTS_IDX)
 #define SLOTS_OS		FIXED_PMC_CTRL(SLOTS_IDX, FIXED_PMC_KERNEL)
 #define SLOTS_USR		FIXED_PMC_CTRL(SLOTS_IDX, FIXED_PMC_USER)
+#define SLOTS_PMI		FIXED_PMC_CTRL(SLOTS_IDX, FIXED_PMC_ENABLE_PMI)
 
 #define PERF_METRICS_BIT	BIT_ULL(48)
+#define TOPDOWN_ENABLE		(SLOTS_ENABLE | PERF_METRICS_BIT)
 
 enum topdown_metric {
 	RETIRING,
@@ -66,12 +68,14 @@ enum topdown_metric {
 /* The bits of PERF_METRICS that exist according to KVM, in the host and guests. */
 static u64 metrics_mask = LEVEL1_MASK;
 
-/*
- * What PERF_METRICS reads as if nothing has been counted, with SLOTS being '0' and
- * with few slots.  That it's '0' is likely, but not documented.
- */
 #define FEW_SLOTS		0x100ull
-static u64 zero_metrics, few_slots_metrics;
+
+/*
+ * All that PERF_METRICS reads as if nothing has been counted, with SLOTS being '0' and
+ * with few slots, be it written along with PERF_METRICS or alone.  That it's always
+ * '0' is likely, but not documented.  Assume that it's the same for any other SLOTS.
+ */
+static u64 empty_metrics[4];
 
 /* Whether RDPMC exits because of anything but PERF_METRICS. */
 static bool rdpmc_exits;
@@ -91,6 +95,26 @@ static bool metrics_are_equal(u64 a, u64 b)
 	}
 	return true;
 }
+
+static bool metrics_are_empty(u64 metrics)
+{
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(empty_metrics); i++) {
+		if (metrics_are_equal(metrics, empty_metrics[i]))
+			return true;
+	}
+	return false;
+}
+
+#define GUEST_ASSERT_EMPTY(metrics)					\
+do {									\
+	u64 __metrics = (metrics);					\
+									\
+	__GUEST_ASSERT(metrics_are_empty(__metrics),			\
+		       "Nothing has been counted, but PERF_METRICS is 0x%lx", \
+		       __metrics);					\
+} while (0)
 
 #define GUEST_ASSERT_METRICS(actual, expected)				\
 do {									\
@@ -125,8 +149,7 @@ static u64 run_vcpu_to_ucall(struct kvm_vcpu *vcpu, u64 expected_cmd)
 	struct ucall uc;
 
 	sync_global_to_guest(vcpu->vm, metrics_mask);
-	sync_global_to_guest(vcpu->vm, zero_metrics);
-	sync_global_to_guest(vcpu->vm, few_slots_metrics);
+	sync_global_to_guest(vcpu->vm, empty_metrics);
 	sync_global_to_guest(vcpu->vm, rdpmc_exits);
 
 	vcpu_run(vcpu);
@@ -153,8 +176,19 @@ static u64 supported_perf_caps(void)
 	return kvm_get_feature_msr(MSR_IA32_PERF_CAPABILITIES);
 }
 
+/* Have the vCPU be of a family, model and stepping. */
+static void set_model(struct kvm_vcpu *vcpu, u32 signature)
+{
+	vcpu_get_cpuid_entry(vcpu, 1)->eax = signature;
+	vcpu_set_cpuid(vcpu);
+}
+
+/* A model of which nobody assumes that it has more than it enumerates. */
+#define ICE_LAKE		0x606a6
+
 static void hide_perf_metrics(struct kvm_vcpu *vcpu)
 {
+	set_model(vcpu, ICE_LAKE);
 	vcpu_set_msr(vcpu, MSR_IA32_PERF_CAPABILITIES,
 		     supported_perf_caps() & ~PMU_CAP_PERF_METRICS);
 }
@@ -184,6 +218,20 @@ static void write_all_metrics(u64 metrics)
 	if (!vector)
 		GUEST_ASSERT_METRICS(rdmsr(MSR_PERF_METRICS), metrics & metrics_mask);
 }
+
+/* Exit, but not to userspace. */
+static void exit_to_kvm(void)
+{
+	u32 eax, ebx, ecx, edx;
+
+	cpuid(0, &eax, &ebx, &ecx, &edx);
+}
+
+enum exit_kind {
+	NO_EXIT,
+	EXIT_TO_KVM,
+	EXIT_TO_USER,
+};
 
 static u8 wrmsr_safe_fep(u32 msr, u64 val)
 {
@@ -369,11 +417,11 @@ TEST(direct_reads)
 
 /*
  * Branches whose direction depends on the bits of a pseudo-random number, which
- * makes for mispredicted branches.
+ * makes for mispredicted branches.  Use other numbers each time, as CPUs learn.
  */
 static void branch_workload(void)
 {
-	u64 x = 88172645463325252ull;
+	u64 x = rdtsc() | 1;
 	int i;
 
 	for (i = 0; i < NR_LOOPS; i++) {
@@ -451,15 +499,14 @@ static void guest_assert_plausible_metrics(u64 metrics)
 
 static void guest_counting(void)
 {
-	const u64 enable = SLOTS_ENABLE | PERF_METRICS_BIT;
 	u64 branches, loads, slots;
 
-	branches = guest_count(branch_workload, SLOTS_OS, enable);
+	branches = guest_count(branch_workload, SLOTS_OS, TOPDOWN_ENABLE);
 	slots = rdmsr(MSR_SLOTS);
 	__GUEST_ASSERT(slots > NR_LOOPS, "Only %lu slots for %u loops", slots, NR_LOOPS);
 	guest_assert_plausible_metrics(branches);
 
-	loads = guest_count(load_workload, SLOTS_OS, enable);
+	loads = guest_count(load_workload, SLOTS_OS, TOPDOWN_ENABLE);
 	GUEST_ASSERT_NE(rdmsr(MSR_SLOTS), 0);
 	guest_assert_plausible_metrics(loads);
 
@@ -477,9 +524,9 @@ static void guest_counting(void)
 	GUEST_ASSERT_EQ(rdmsr(MSR_SLOTS), 0);
 
 	/* FIXED_CTR_CTRL applies to both. */
-	GUEST_ASSERT_EQ(guest_count(branch_workload, 0, enable), zero_metrics);
+	GUEST_ASSERT_EMPTY(guest_count(branch_workload, 0, TOPDOWN_ENABLE));
 	GUEST_ASSERT_EQ(rdmsr(MSR_SLOTS), 0);
-	GUEST_ASSERT_EQ(guest_count(branch_workload, SLOTS_USR, enable), zero_metrics);
+	GUEST_ASSERT_EMPTY(guest_count(branch_workload, SLOTS_USR, TOPDOWN_ENABLE));
 	GUEST_ASSERT_EQ(rdmsr(MSR_SLOTS), 0);
 
 	GUEST_DONE();
@@ -491,12 +538,173 @@ KVM_ONE_VCPU_TEST(perf_metrics, counting, guest_counting)
 	run_vcpu_to_done(vcpu);
 }
 
-/* Exit, but not to userspace. */
-static void exit_to_kvm(void)
-{
-	u32 eax, ebx, ecx, edx;
+#define PMI_VECTOR		0xe0
 
-	cpuid(0, &eax, &ebx, &ecx, &edx);
+static u64 counter_mask(void)
+{
+	return GENMASK_ULL(this_cpu_property(X86_PROPERTY_PMU_FIXED_COUNTERS_BIT_WIDTH) - 1, 0);
+}
+
+/* Written by the handler: the number of PMIs, what they were for, and fixed counter 0. */
+static int nr_pmis;
+static u64 pmi_status, pmi_counter;
+
+static void guest_pmi_handler(struct ex_regs *regs)
+{
+	u64 status;
+
+	pmi_counter = rdmsr(MSR_CORE_PERF_FIXED_CTR0);
+	status = rdmsr(MSR_CORE_PERF_GLOBAL_STATUS) & (BIT_ULL(32) | TOPDOWN_ENABLE);
+	wrmsr(MSR_CORE_PERF_GLOBAL_OVF_CTRL, status);
+	pmi_status |= status;
+	nr_pmis++;
+
+	/* A PMI masks its entry. */
+	x2apic_write_reg(APIC_LVTPC, PMI_VECTOR);
+	x2apic_write_reg(APIC_EOI, 0);
+}
+
+/* Prepare for PMIs, with interrupts disabled. */
+static void guest_prepare_pmi(u64 fixed_ctr_ctrl)
+{
+	cli();
+	wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, 0);
+	wrmsr(MSR_CORE_PERF_GLOBAL_OVF_CTRL, BIT_ULL(32) | TOPDOWN_ENABLE);
+	wrmsr(MSR_CORE_PERF_FIXED_CTR_CTRL, fixed_ctr_ctrl);
+	x2apic_enable();
+	x2apic_write_reg(APIC_LVTPC, PMI_VECTOR);
+	nr_pmis = 0;
+	pmi_status = 0;
+	pmi_counter = 0;
+}
+
+/* Enable interrupts and give PMIs some time to arrive. */
+static void guest_wait_for_pmi(void)
+{
+	int i;
+
+	sti();
+	for (i = 0; i < NR_LOOPS; i++)
+		cpu_relax();
+	cli();
+}
+
+static void guest_slots_pmi(void)
+{
+	u64 last = counter_mask(), pmi;
+	enum exit_kind i;
+
+	for (pmi = 0; pmi <= SLOTS_PMI; pmi += SLOTS_PMI) {
+		for (i = NO_EXIT; i <= EXIT_TO_USER; i++) {
+			guest_prepare_pmi(SLOTS_OS | pmi);
+			write_topdown(last - 50, 0);
+			wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, TOPDOWN_ENABLE);
+			if (i == EXIT_TO_KVM)
+				exit_to_kvm();
+			else if (i == EXIT_TO_USER)
+				GUEST_SYNC(0);
+			branch_workload();
+			wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, 0);
+
+			GUEST_ASSERT(rdmsr(MSR_CORE_PERF_GLOBAL_STATUS) & SLOTS_ENABLE);
+			GUEST_ASSERT_EQ(nr_pmis, 0);
+			guest_wait_for_pmi();
+			GUEST_ASSERT_EQ(nr_pmis, !!pmi);
+			GUEST_ASSERT_EQ(pmi_status, pmi ? SLOTS_ENABLE : 0);
+			GUEST_ASSERT_EQ(rdmsr(MSR_CORE_PERF_GLOBAL_STATUS) & SLOTS_ENABLE,
+					pmi ? 0 : SLOTS_ENABLE);
+		}
+	}
+	GUEST_DONE();
+}
+
+static void test_slots_pmi(struct kvm_vcpu *vcpu)
+{
+	int i;
+
+	vm_install_exception_handler(vcpu->vm, PMI_VECTOR, guest_pmi_handler);
+	for (i = 0; i < 2; i++) {
+		run_vcpu_to_sync(vcpu);
+		TEST_ASSERT(vcpu_get_msr(vcpu, MSR_CORE_PERF_GLOBAL_STATUS) & SLOTS_ENABLE,
+			    "PERF_GLOBAL_STATUS[35] got lost");
+	}
+	run_vcpu_to_done(vcpu);
+}
+
+/*
+ * Verify the guest gets one PMI if SLOTS overflows, and none if it asks for none, also
+ * if it exits at about the same time.
+ */
+KVM_ONE_VCPU_TEST(perf_metrics, slots_pmi, guest_slots_pmi)
+{
+	test_slots_pmi(vcpu);
+}
+
+/* The same if KVM has to emulate accesses to PERF_GLOBAL_STATUS. */
+KVM_ONE_VCPU_TEST(perf_metrics, slots_pmi_fewer_counters, guest_slots_pmi)
+{
+	vcpu_set_cpuid_property(vcpu, X86_PROPERTY_PMU_NR_GP_COUNTERS, 1);
+	test_slots_pmi(vcpu);
+}
+
+/*
+ * Have the count behind a metric overflow, along with SLOTS or, which takes hardware
+ * that keeps the count when SLOTS is written alone, without.
+ */
+static void guest_overflow_metric(u64 fixed_ctr_ctrl, bool slots_too)
+{
+	u64 last = counter_mask();
+
+	guest_prepare_pmi(fixed_ctr_ctrl);
+	write_topdown(last, METRICS_RETIRING);
+	if (!slots_too)
+		wrmsr(MSR_SLOTS, 0);
+	wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, TOPDOWN_ENABLE);
+	branch_workload();
+	wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, 0);
+}
+
+static void guest_metrics_pmi(void)
+{
+	u64 overflow;
+	int i;
+
+	/* The first use of the registers may exit. */
+	write_topdown(0, 0);
+
+	for (i = 0; i < 2; i++) {
+		guest_overflow_metric(SLOTS_OS, i);
+		overflow = rdmsr(MSR_CORE_PERF_GLOBAL_STATUS) & TOPDOWN_ENABLE;
+
+		guest_overflow_metric(SLOTS_OS | SLOTS_PMI, i);
+		GUEST_ASSERT_EQ(rdmsr(MSR_CORE_PERF_GLOBAL_STATUS) & TOPDOWN_ENABLE, overflow);
+		GUEST_SYNC(overflow);
+		GUEST_ASSERT_EQ(rdmsr(MSR_CORE_PERF_GLOBAL_STATUS) & TOPDOWN_ENABLE, overflow);
+
+		guest_wait_for_pmi();
+		GUEST_ASSERT_EQ(!!nr_pmis, !!overflow);
+		GUEST_ASSERT_EQ(pmi_status, overflow);
+		GUEST_ASSERT(!(rdmsr(MSR_CORE_PERF_GLOBAL_STATUS) & TOPDOWN_ENABLE));
+	}
+	GUEST_DONE();
+}
+
+/*
+ * Verify the guest gets a PMI if the count behind a metric overflows, provided that it
+ * does.
+ */
+KVM_ONE_VCPU_TEST(perf_metrics, metrics_pmi, guest_metrics_pmi)
+{
+	u64 overflow;
+	int i;
+
+	vm_install_exception_handler(vcpu->vm, PMI_VECTOR, guest_pmi_handler);
+	for (i = 0; i < 2; i++) {
+		overflow = run_vcpu_to_sync(vcpu);
+		TEST_ASSERT_EQ(vcpu_get_msr(vcpu, MSR_CORE_PERF_GLOBAL_STATUS) & TOPDOWN_ENABLE,
+			       overflow);
+	}
+	run_vcpu_to_done(vcpu);
 }
 
 /*
@@ -506,7 +714,7 @@ static void exit_to_kvm(void)
  */
 static int guest_count_phases(bool exit_after_each)
 {
-	const u64 enable = SLOTS_ENABLE | PERF_METRICS_BIT;
+	const u64 enable = TOPDOWN_ENABLE;
 	u64 branches = guest_count(branch_workload, SLOTS_OS, enable);
 	int i;
 
@@ -595,6 +803,7 @@ KVM_ONE_VCPU_TEST(perf_metrics, hidden_by_perf_capabilities, guest_access_perf_m
 
 KVM_ONE_VCPU_TEST(perf_metrics, hidden_by_missing_pdcm, guest_access_perf_metrics)
 {
+	set_model(vcpu, ICE_LAKE);
 	vcpu_clear_cpuid_feature(vcpu, X86_FEATURE_PDCM);
 	test_perf_metrics_is_hidden(vcpu);
 }
@@ -648,6 +857,96 @@ TEST(hidden_by_pmu_cap_disable)
 	kvm_vm_free(vm);
 }
 
+/*
+ * Verify PERF_METRICS exists only if KVM emulates the local APIC, for which it doesn't
+ * need to emulate other interrupt controllers.
+ */
+TEST(hidden_by_missing_lapic)
+{
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+	int has_lapic;
+
+	for (has_lapic = 0; has_lapic < 2; has_lapic++) {
+		vm = vm_create_barebones();
+		if (has_lapic)
+			vm_enable_cap(vm, KVM_CAP_SPLIT_IRQCHIP, 24);
+		vcpu = __vm_vcpu_add(vm, 0);
+		vcpu_init_cpuid(vcpu, kvm_get_supported_cpuid());
+		_vcpu_set_msr(vcpu, MSR_IA32_PERF_CAPABILITIES, supported_perf_caps());
+
+		TEST_ASSERT_EQ(_vcpu_set_msr(vcpu, MSR_PERF_METRICS, METRICS_A & LEVEL1_MASK),
+			       has_lapic);
+		TEST_ASSERT_EQ(_vcpu_set_msr(vcpu, MSR_CORE_PERF_GLOBAL_CTRL, PERF_METRICS_BIT),
+			       has_lapic);
+		kvm_vm_free(vm);
+	}
+}
+
+static void guest_msr_filter(bool use_before)
+{
+	u64 ign;
+	int i;
+
+	if (use_before) {
+		write_topdown(SLOTS_A, METRICS_A);
+		assert_topdown(SLOTS_A, METRICS_A);
+		GUEST_SYNC(0);
+	}
+
+	GUEST_ASSERT_GP(rdmsr_safe(MSR_PERF_METRICS, &ign), true);
+	GUEST_ASSERT_GP(wrmsr_safe(MSR_PERF_METRICS, 0), true);
+	wrmsr(MSR_SLOTS, SLOTS_A);
+	GUEST_ASSERT_GP(wrmsr_safe(MSR_PERF_METRICS, 0), true);
+	GUEST_ASSERT_GP(rdpmc_safe(INTEL_RDPMC_METRICS, &ign), false);
+	GUEST_SYNC(0);
+
+	for (i = 0; i < NR_ACCESSES; i++)
+		write_topdown(SLOTS_B, METRICS_B);
+	assert_topdown(SLOTS_B, METRICS_B);
+	GUEST_DONE();
+}
+
+/*
+ * Verify userspace can deny accesses to the MSR, before the guest uses it and after,
+ * that KVM passes it through once it is allowed, and that RDPMC, as for counters, is
+ * of no concern to the filter.
+ */
+TEST(msr_filter)
+{
+	u64 deny = 0;
+	struct kvm_msr_filter filter = {
+		.flags = KVM_MSR_FILTER_DEFAULT_ALLOW,
+		.ranges[0] = {
+			.flags = KVM_MSR_FILTER_READ | KVM_MSR_FILTER_WRITE,
+			.base = MSR_PERF_METRICS,
+			.bitmap = (u8 *)&deny,
+		},
+	};
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+	u64 nr_exits;
+	int i;
+
+	for (i = 0; i < 2; i++) {
+		vm = vm_create_with_one_vcpu(&vcpu, guest_msr_filter);
+		vcpu_args_set(vcpu, 1, i);
+		if (i)
+			run_vcpu_to_sync(vcpu);
+
+		filter.ranges[0].nmsrs = 1;
+		vm_ioctl(vm, KVM_X86_SET_MSR_FILTER, &filter);
+		run_vcpu_to_sync(vcpu);
+
+		filter.ranges[0].nmsrs = 0;
+		vm_ioctl(vm, KVM_X86_SET_MSR_FILTER, &filter);
+		nr_exits = vcpu_get_stat(vcpu, exits);
+		run_vcpu_to_done(vcpu);
+		assert_few_exits(vcpu, nr_exits);
+		kvm_vm_free(vm);
+	}
+}
+
 static void guest_fewer_counters(void)
 {
 	u64 val;
@@ -658,7 +957,7 @@ static void guest_fewer_counters(void)
 	assert_topdown(SLOTS_A, METRICS_A);
 
 	guest_assert_plausible_metrics(guest_count(branch_workload, SLOTS_OS,
-						   SLOTS_ENABLE | PERF_METRICS_BIT));
+						   TOPDOWN_ENABLE));
 	GUEST_DONE();
 }
 
@@ -824,7 +1123,7 @@ KVM_ONE_VCPU_TEST(perf_metrics, host_access, guest_host_access)
 
 static void guest_save_restore(bool counting)
 {
-	u64 enable = counting ? SLOTS_ENABLE | PERF_METRICS_BIT : 0;
+	u64 enable = counting ? TOPDOWN_ENABLE : 0;
 	u64 metrics, slots;
 
 	wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, 0);
@@ -843,7 +1142,7 @@ static void guest_save_restore(bool counting)
 	 * The workload is a drop in the bucket of SLOTS_A, i.e. counting goes on
 	 * from the restored state if and only if the metrics barely change.
 	 */
-	wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, SLOTS_ENABLE | PERF_METRICS_BIT);
+	wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, TOPDOWN_ENABLE);
 	asm volatile("loop ." : "+c"((int){100}));
 	wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, 0);
 
@@ -948,23 +1247,29 @@ static void guest_model_without_bit(void)
 {
 	GUEST_ASSERT(!(rdmsr(MSR_IA32_PERF_CAPABILITIES) & PMU_CAP_PERF_METRICS));
 	guest_assert_plausible_metrics(guest_count(branch_workload, SLOTS_OS,
-						   SLOTS_ENABLE | PERF_METRICS_BIT));
+						   TOPDOWN_ENABLE));
 	GUEST_ASSERT_NE(rdmsr(MSR_SLOTS), 0);
 	GUEST_DONE();
 }
 
 /*
  * Verify PERF_METRICS can be used, or at least be enabled without losing the PMU, if
- * the guest believes to have it because of its model, namely Raptor Lake.
+ * the guest believes to have it because of its model, namely Raptor and Meteor Lake.
  */
-KVM_ONE_VCPU_TEST(perf_metrics, model_without_bit, guest_model_without_bit)
+TEST(model_without_bit)
 {
-	struct kvm_cpuid_entry2 *entry = vcpu_get_cpuid_entry(vcpu, 1);
+	const u32 signatures[] = { 0xb0671, 0xb06a2, 0xb06f2, 0xa06c0, 0xa06a4 };
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+	int i;
 
-	entry->eax = 0xb0671;
-	vcpu_set_cpuid(vcpu);
-	hide_perf_metrics(vcpu);
-	run_vcpu_to_done(vcpu);
+	for (i = 0; i < ARRAY_SIZE(signatures); i++) {
+		vm = vm_create_with_one_vcpu(&vcpu, guest_model_without_bit);
+		hide_perf_metrics(vcpu);
+		set_model(vcpu, signatures[i]);
+		run_vcpu_to_done(vcpu);
+		kvm_vm_free(vm);
+	}
 }
 
 #define NR_SWITCHES	20
@@ -983,12 +1288,6 @@ static void guest_context_switch(u64 slots, u64 metrics)
 	}
 	GUEST_DONE();
 }
-
-enum exit_kind {
-	NO_EXIT,
-	EXIT_TO_KVM,
-	EXIT_TO_USER,
-};
 
 /*
  * Write both, and then zero SLOTS alone, so that hardware may keep counts that
@@ -1013,12 +1312,12 @@ static void run_vcpu_to_hidden_counts(struct kvm_vcpu *vcpu)
 		;
 }
 
-static void assert_no_counts(u64 slots, u64 metrics)
+static void assert_no_counts(u64 slots)
 {
 	GUEST_ASSERT_EQ(rdmsr(MSR_SLOTS), slots);
 	GUEST_ASSERT_EQ(_rdpmc(RDPMC_SLOTS), slots);
-	GUEST_ASSERT_EQ(rdmsr(MSR_PERF_METRICS), metrics);
-	GUEST_ASSERT_EQ(_rdpmc(INTEL_RDPMC_METRICS), metrics);
+	GUEST_ASSERT_EMPTY(rdmsr(MSR_PERF_METRICS));
+	GUEST_ASSERT_EMPTY(_rdpmc(INTEL_RDPMC_METRICS));
 }
 
 /* Assert that registers that were never written are zero, twice, as one may exit. */
@@ -1028,7 +1327,7 @@ static void guest_rdpmc_reader(void)
 
 	for (;;) {
 		for (i = 0; i < 2; i++) {
-			GUEST_ASSERT_EQ(_rdpmc(INTEL_RDPMC_METRICS), zero_metrics);
+			GUEST_ASSERT_EMPTY(_rdpmc(INTEL_RDPMC_METRICS));
 			GUEST_ASSERT_EQ(_rdpmc(RDPMC_SLOTS), 0);
 		}
 		GUEST_SYNC(0);
@@ -1043,9 +1342,9 @@ static void guest_reader(void)
 	for (;;) {
 		for (i = 0; i < 2; i++) {
 			GUEST_ASSERT_EQ(rdmsr(MSR_SLOTS), 0);
-			GUEST_ASSERT_EQ(rdmsr(MSR_PERF_METRICS), zero_metrics);
+			GUEST_ASSERT_EMPTY(rdmsr(MSR_PERF_METRICS));
 		}
-		assert_no_counts(0, zero_metrics);
+		assert_no_counts(0);
 		GUEST_SYNC(0);
 	}
 }
@@ -1057,11 +1356,11 @@ static void guest_reader(void)
 static void guest_spy(u64 slots)
 {
 	for (;;) {
-		assert_no_counts(0, zero_metrics);
+		assert_no_counts(0);
 		wrmsr(MSR_SLOTS, slots);
-		assert_no_counts(slots, few_slots_metrics);
+		assert_no_counts(slots);
 		wrmsr(MSR_SLOTS, 0);
-		assert_no_counts(0, zero_metrics);
+		assert_no_counts(0);
 		GUEST_SYNC(0);
 	}
 }
@@ -1071,7 +1370,7 @@ static void guest_count_from_zero(void)
 {
 	for (;;) {
 		wrmsr(MSR_CORE_PERF_FIXED_CTR_CTRL, SLOTS_OS);
-		wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, SLOTS_ENABLE | PERF_METRICS_BIT);
+		wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, TOPDOWN_ENABLE);
 		branch_workload();
 		wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, 0);
 		guest_assert_plausible_metrics(rdmsr(MSR_PERF_METRICS));
@@ -1087,7 +1386,7 @@ static void guest_never_write(void)
 {
 	for (;;) {
 		wrmsr(MSR_CORE_PERF_FIXED_CTR_CTRL, SLOTS_OS);
-		wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, SLOTS_ENABLE | PERF_METRICS_BIT);
+		wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, TOPDOWN_ENABLE);
 		branch_workload();
 		wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, 0);
 		wrmsr(MSR_CORE_PERF_FIXED_CTR_CTRL, 0);
@@ -1225,7 +1524,7 @@ TEST(context_switch)
 
 static void guest_newborn(void)
 {
-	assert_no_counts(0, zero_metrics);
+	assert_no_counts(0);
 	GUEST_DONE();
 }
 
@@ -1339,6 +1638,83 @@ TEST(end_of_use)
 
 	for (i = 0; i < ARRAY_SIZE(vms); i++)
 		kvm_vm_free(vms[i]);
+}
+
+static void guest_count_forever(void (*workload)(void))
+{
+	for (;;)
+		GUEST_SYNC(guest_count(workload, SLOTS_OS, TOPDOWN_ENABLE));
+}
+
+static bool stop_vcpus;
+
+struct counting_vcpu {
+	struct kvm_vcpu *vcpu;
+	bool mispredicts;
+	int threshold;
+	pthread_t thread;
+};
+
+static void assert_own_metrics(struct counting_vcpu *c)
+{
+	int bad = metric(run_vcpu_to_sync(c->vcpu), BAD_SPECULATION);
+
+	TEST_ASSERT((bad > c->threshold) == c->mispredicts,
+		    "Bad speculation is %d, should be %s than %d", bad,
+		    c->mispredicts ? "more" : "less", c->threshold);
+}
+
+static void *count_until_stopped(void *c)
+{
+	while (!READ_ONCE(stop_vcpus))
+		assert_own_metrics(c);
+	return NULL;
+}
+
+/*
+ * Verify two vCPUs of a VM that count at the same time, on two CPUs if there are as
+ * many, and swap CPUs every now and then, don't get each other's metrics.
+ */
+TEST(vcpus_at_once)
+{
+	struct kvm_vcpu *vcpus[2];
+	struct counting_vcpu c[2];
+	struct kvm_vm *vm;
+	int i, j, bad[2];
+	cpu_set_t cpus;
+	int cpu[2] = { 0, CPU_SETSIZE - 1 };
+
+	TEST_ASSERT(!sched_getaffinity(0, sizeof(cpus), &cpus), "sched_getaffinity() failed");
+	while (!CPU_ISSET(cpu[0], &cpus))
+		cpu[0]++;
+	while (!CPU_ISSET(cpu[1], &cpus))
+		cpu[1]--;
+
+	vm = vm_create_with_vcpus(2, guest_count_forever, vcpus);
+	vcpu_args_set(vcpus[0], 1, load_workload);
+	vcpu_args_set(vcpus[1], 1, branch_workload);
+	for (i = 0; i < 2; i++)
+		bad[i] = metric(run_vcpu_to_sync(vcpus[i]), BAD_SPECULATION);
+
+	stop_vcpus = false;
+	for (i = 0; i < 2; i++) {
+		c[i] = (struct counting_vcpu) {
+			.vcpu = vcpus[i],
+			.mispredicts = i,
+			.threshold = (bad[0] + bad[1]) / 2,
+		};
+		TEST_ASSERT(!pthread_create(&c[i].thread, NULL, count_until_stopped, &c[i]),
+			    "pthread_create() failed");
+	}
+	for (i = 0; i < NR_SWITCHES; i++) {
+		for (j = 0; j < 2; j++)
+			pin_task_to_cpu(c[j].thread, cpu[(i + j) % 2]);
+		usleep(2000);
+	}
+	WRITE_ONCE(stop_vcpus, true);
+	for (i = 0; i < 2; i++)
+		pthread_join(c[i].thread, NULL);
+	kvm_vm_free(vm);
 }
 
 /* perf's encoding of SLOTS and the metrics. */
@@ -1494,11 +1870,9 @@ static void guest_spin(void)
 	}
 }
 
-static bool stop_vcpu;
-
 static void *run_vcpu_until_stopped(void *vcpu)
 {
-	while (!READ_ONCE(stop_vcpu))
+	while (!READ_ONCE(stop_vcpus))
 		run_vcpu_to_sync(vcpu);
 	return NULL;
 }
@@ -1522,7 +1896,7 @@ TEST(host_perf_events_while_running)
 	cpu = pin_self_to_any_cpu();
 
 	vm = vm_create_with_one_vcpu(&vcpu, guest_spin);
-	stop_vcpu = false;
+	stop_vcpus = false;
 	pthread_create(&thread, NULL, run_vcpu_until_stopped, vcpu);
 	TEST_ASSERT(!sched_setaffinity(0, sizeof(cpus), &cpus), "sched_setaffinity() failed");
 
@@ -1534,7 +1908,7 @@ TEST(host_perf_events_while_running)
 		usleep(1000);
 	}
 
-	WRITE_ONCE(stop_vcpu, true);
+	WRITE_ONCE(stop_vcpus, true);
 	pthread_join(thread, NULL);
 	kvm_vm_free(vm);
 }
@@ -1681,15 +2055,17 @@ static void read_by_rdpmc(int in, int out)
 	exit(KSFT_PASS);
 }
 
+#define NR_TURNS	1000
+
 /*
  * Verify another task on the host that may use RDPMC doesn't get to see what a guest
  * or the host left in hardware.
  */
 TEST(host_rdpmc)
 {
-	int i, to[2], from[2], fds[NR_HOST_EVENTS];
-	struct kvm_vcpu *vcpu;
-	struct kvm_vm *vm;
+	int i, to[2], from[2], fds[NR_HOST_EVENTS], status;
+	struct kvm_vcpu *vcpus[2];
+	struct kvm_vm *vms[2];
 	u64 vals[2];
 	char byte;
 	pid_t pid;
@@ -1712,12 +2088,13 @@ TEST(host_rdpmc)
 		SKIP(return, "can't use RDPMC in the host");
 	}
 
-	vm = vm_create_with_one_vcpu(&vcpu, guest_context_switch);
-	vcpu_args_set(vcpu, 2, SLOTS_A, METRICS_A);
+	vms[0] = vm_create_with_one_vcpu(&vcpus[0], guest_moved);
+	vms[1] = vm_create_with_one_vcpu(&vcpus[1], guest_hidden_counts);
+	vcpu_args_set(vcpus[1], 2, SLOTS_A, NO_EXIT);
 
-	for (i = 0; i < NR_SWITCHES; i++) {
-		if (i % 3) {
-			run_vcpu_to_sync(vcpu);
+	for (i = 0; i < NR_TURNS; i++) {
+		if (i % 50) {
+			run_vcpu_to_sync(vcpus[i % 2]);
 		} else {
 			open_host_group(fds, -1);
 			branch_workload();
@@ -1726,13 +2103,15 @@ TEST(host_rdpmc)
 		TEST_ASSERT_EQ(write(to[1], &byte, 1), 1);
 		TEST_ASSERT_EQ(read(from[0], vals, sizeof(vals)), sizeof(vals));
 		TEST_ASSERT_EQ(vals[0], 0);
-		TEST_ASSERT_EQ(vals[1], zero_metrics);
+		TEST_ASSERT(metrics_are_empty(vals[1]), "PERF_METRICS is 0x%lx", vals[1]);
 	}
 
 	close(to[1]);
 	close(from[0]);
-	waitpid(pid, NULL, 0);
-	kvm_vm_free(vm);
+	TEST_ASSERT_EQ(waitpid(pid, &status, 0), pid);
+	TEST_ASSERT_EQ(status, 0);
+	for (i = 0; i < ARRAY_SIZE(vms); i++)
+		kvm_vm_free(vms[i]);
 }
 
 /*
@@ -1759,7 +2138,7 @@ TEST(virtualization_disabled)
 	TEST_ASSERT(read_host_msr(cpu, MSR_SLOTS, &val), "Can't read the host's SLOTS");
 	TEST_ASSERT_EQ(val, 0);
 	TEST_ASSERT(read_host_msr(cpu, MSR_PERF_METRICS, &val), "Can't read PERF_METRICS");
-	TEST_ASSERT_EQ(val, zero_metrics);
+	TEST_ASSERT(metrics_are_empty(val), "PERF_METRICS is 0x%lx", val);
 }
 
 static void guest_send_init(void)
@@ -1805,17 +2184,17 @@ static void guest_event_filter(void)
 	wrmsr(MSR_CORE_PERF_FIXED_CTR_CTRL, SLOTS_OS);
 
 	for (;;) {
-		wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, 0);
 		write_topdown(0, 0);
-		wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, SLOTS_ENABLE | PERF_METRICS_BIT);
+		wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, TOPDOWN_ENABLE);
 		branch_workload();
+		wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, 0);
 		slots = rdmsr(MSR_SLOTS);
 		metrics = rdmsr(MSR_PERF_METRICS);
 
 		if (slots)
 			guest_assert_plausible_metrics(metrics);
 		else
-			GUEST_ASSERT_EQ(metrics, zero_metrics);
+			GUEST_ASSERT_EMPTY(metrics);
 		GUEST_SYNC(!!slots);
 	}
 }
@@ -2055,8 +2434,6 @@ TEST(nested)
 	kvm_vm_free(vm);
 }
 
-#define NESTED_CTRL		(SLOTS_ENABLE | PERF_METRICS_BIT)
-
 /* Assert that both are counting, unless SLOTS is disabled. */
 static void assert_counting(u64 global_ctrl)
 {
@@ -2073,10 +2450,10 @@ static void assert_counting(u64 global_ctrl)
 static void l2_counting(void)
 {
 	/* L1's value is carried over. */
-	assert_counting(NESTED_CTRL);
-	GUEST_SYNC(NESTED_CTRL);
-	assert_counting(NESTED_CTRL);
-	guest_assert_plausible_metrics(rdmsr(MSR_PERF_METRICS));
+	assert_counting(TOPDOWN_ENABLE);
+	GUEST_SYNC(TOPDOWN_ENABLE);
+	assert_counting(TOPDOWN_ENABLE);
+	guest_assert_plausible_metrics(_rdpmc(INTEL_RDPMC_METRICS));
 
 	/* L2's own is carried over to L1. */
 	wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, 0);
@@ -2086,7 +2463,7 @@ static void l2_counting(void)
 	vmcall();
 
 	/* VM-Entry loads a value, once. */
-	assert_counting(NESTED_CTRL);
+	assert_counting(TOPDOWN_ENABLE);
 	wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, SLOTS_ENABLE);
 	GUEST_SYNC(SLOTS_ENABLE);
 	assert_counting(SLOTS_ENABLE);
@@ -2115,8 +2492,8 @@ static void l1_counting(struct vmx_pages *vmx)
 		vmreadz(CPU_BASED_VM_EXEC_CONTROL) | CPU_BASED_USE_MSR_BITMAPS);
 
 	wrmsr(MSR_CORE_PERF_FIXED_CTR_CTRL, SLOTS_OS);
-	wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, NESTED_CTRL);
-	assert_counting(NESTED_CTRL);
+	wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, TOPDOWN_ENABLE);
+	assert_counting(TOPDOWN_ENABLE);
 
 	run_l2(true);
 	assert_counting(SLOTS_ENABLE);
@@ -2124,7 +2501,7 @@ static void l1_counting(struct vmx_pages *vmx)
 	/* The field is legal iff the vCPU has PERF_METRICS, as is the MSR's bit. */
 	vmwrite(VM_ENTRY_CONTROLS,
 		vmreadz(VM_ENTRY_CONTROLS) | VM_ENTRY_LOAD_IA32_PERF_GLOBAL_CTRL);
-	vmwrite(GUEST_IA32_PERF_GLOBAL_CTRL, NESTED_CTRL);
+	vmwrite(GUEST_IA32_PERF_GLOBAL_CTRL, TOPDOWN_ENABLE);
 	vmwrite(VM_EXIT_CONTROLS,
 		vmreadz(VM_EXIT_CONTROLS) | VM_EXIT_LOAD_IA32_PERF_GLOBAL_CTRL);
 	vmwrite(HOST_IA32_PERF_GLOBAL_CTRL, PERF_METRICS_BIT);
@@ -2329,22 +2706,186 @@ TEST(skip_if_busy)
 		.size = sizeof(attr),
 		.config = PERF_COUNT_HW_CPU_CYCLES,
 	};
-	int status;
+	char said[256] = {};
+	int status, out[2];
 	pid_t pid;
 
+	TEST_ASSERT(!pipe(out), "pipe() failed");
 	pid = fork();
 	if (!pid) {
 		if (syscall(__NR_perf_event_open, &attr, 0, -1, -1, 0) < 0)
 			exit(KSFT_XFAIL);
-		if (dup2(open("/dev/null", O_WRONLY), STDOUT_FILENO) >= 0)
+		if (dup2(out[1], STDOUT_FILENO) >= 0)
 			execl("/proc/self/exe", "perf_metrics_test", NULL);
 		exit(KSFT_FAIL);
 	}
+	/* What it says fits into the pipe. */
 	TEST_ASSERT_EQ(waitpid(pid, &status, 0), pid);
+	close(out[1]);
 	TEST_ASSERT(WIFEXITED(status), "The test didn't exit");
 	if (WEXITSTATUS(status) == KSFT_XFAIL)
 		SKIP(return, "can't open host events");
 	TEST_ASSERT_EQ(WEXITSTATUS(status), KSFT_SKIP);
+	TEST_ASSERT(read(out[0], said, sizeof(said) - 1) > 0 && strstr(said, "counts guests"),
+		    "Skipped for another reason: %s", said);
+	close(out[0]);
+}
+
+/*
+ * What a guest finds out about the questions that the documentation leaves open.  All
+ * answers are fine, they are for whoever reads the output.
+ */
+enum finding {
+	AFTER_DOUBLING_SLOTS,
+	AFTER_ZEROING_SLOTS,
+	WHILE_SLOTS_IS_ZERO,
+	UPPER_HALF_VECTOR,
+	UPPER_HALF_VALUE,
+	NR_READ_LOWER,
+	NR_READ_HIGHER,
+	MIN_LEVEL1_SUM,
+	MAX_LEVEL1_SUM,
+	MAX_LEVEL2_EXCESS,
+	OVERFLOW_STATUS,
+	OVERFLOW_PMIS,
+	OVERFLOW_PMIS_UNASKED,
+	SLOTS_WITHOUT_METRICS,
+	METRICS_WITHOUT_SLOTS,
+	WRITTEN_WHILE_ENABLED,
+	READ_WHILE_ENABLED,
+	FIRST_READ,
+	SECOND_READ,
+	PMI_SKID,
+	NR_FINDINGS,
+};
+
+static u64 findings[NR_FINDINGS];
+
+static void guest_find_sums(void)
+{
+	int i, j, excess, level2_excess = -255;
+	u64 metrics, sum;
+
+	findings[MIN_LEVEL1_SUM] = ~0ull;
+	for (i = 0; i < NR_SWITCHES; i++) {
+		metrics = guest_count(i & 1 ? load_workload : branch_workload, SLOTS_OS,
+				      TOPDOWN_ENABLE);
+		for (j = sum = 0; j < NR_LEVEL1_METRICS; j++) {
+			sum += metric(metrics, j);
+			excess = metric(metrics, j + NR_LEVEL1_METRICS) - metric(metrics, j);
+			level2_excess = max(level2_excess, excess);
+		}
+		findings[MIN_LEVEL1_SUM] = min(findings[MIN_LEVEL1_SUM], sum);
+		findings[MAX_LEVEL1_SUM] = max(findings[MAX_LEVEL1_SUM], sum);
+	}
+	findings[MAX_LEVEL2_EXCESS] = level2_excess;
+}
+
+static void guest_find_out(void)
+{
+	u64 metrics, lower = 0, higher = 0;
+	int i;
+
+	/* The first use of the registers may exit, and load both. */
+	write_topdown(0, 0);
+
+	write_topdown(SLOTS_A, METRICS_A);
+	wrmsr(MSR_SLOTS, SLOTS_A * 2);
+	findings[AFTER_DOUBLING_SLOTS] = rdmsr(MSR_PERF_METRICS);
+	write_topdown(SLOTS_A, METRICS_A);
+	wrmsr(MSR_SLOTS, 0);
+	findings[WHILE_SLOTS_IS_ZERO] = rdmsr(MSR_PERF_METRICS);
+	wrmsr(MSR_SLOTS, SLOTS_A);
+	findings[AFTER_ZEROING_SLOTS] = rdmsr(MSR_PERF_METRICS);
+
+	write_topdown(SLOTS_A, 0);
+	findings[UPPER_HALF_VECTOR] = wrmsr_safe(MSR_PERF_METRICS, METRICS_A);
+	findings[UPPER_HALF_VALUE] = rdmsr(MSR_PERF_METRICS);
+
+	for (i = 0; i <= 255; i++) {
+		write_topdown(SLOTS_A, i | (u64)(255 - i) << 8);
+		metrics = rdmsr(MSR_PERF_METRICS);
+		lower += metric(metrics, RETIRING) < i;
+		higher += metric(metrics, RETIRING) > i;
+	}
+	findings[NR_READ_LOWER] = lower;
+	findings[NR_READ_HIGHER] = higher;
+
+	guest_find_sums();
+	findings[SLOTS_WITHOUT_METRICS] = guest_count(branch_workload, SLOTS_OS, SLOTS_ENABLE);
+	findings[METRICS_WITHOUT_SLOTS] = guest_count(branch_workload, SLOTS_OS, PERF_METRICS_BIT);
+
+	write_topdown(SLOTS_A, METRICS_A);
+	wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, TOPDOWN_ENABLE);
+	write_topdown(SLOTS_A, METRICS_B);
+	wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, 0);
+	findings[WRITTEN_WHILE_ENABLED] = rdmsr(MSR_PERF_METRICS);
+
+	write_topdown(SLOTS_A, METRICS_A);
+	wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, TOPDOWN_ENABLE);
+	rdmsr(MSR_PERF_METRICS);
+	wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, 0);
+	findings[READ_WHILE_ENABLED] = rdmsr(MSR_PERF_METRICS);
+
+	write_topdown(SLOTS_A, METRICS_A);
+	findings[FIRST_READ] = rdmsr(MSR_PERF_METRICS);
+	findings[SECOND_READ] = rdmsr(MSR_PERF_METRICS);
+
+	guest_overflow_metric(SLOTS_OS, false);
+	guest_wait_for_pmi();
+	findings[OVERFLOW_PMIS_UNASKED] = nr_pmis;
+	guest_overflow_metric(SLOTS_OS | SLOTS_PMI, false);
+	guest_wait_for_pmi();
+	findings[OVERFLOW_STATUS] = pmi_status | rdmsr(MSR_CORE_PERF_GLOBAL_STATUS);
+	findings[OVERFLOW_PMIS] = nr_pmis;
+
+	guest_prepare_pmi(FIXED_PMC_CTRL(0, FIXED_PMC_KERNEL | FIXED_PMC_ENABLE_PMI));
+	wrmsr(MSR_CORE_PERF_FIXED_CTR0, counter_mask() - 1000);
+	wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, BIT_ULL(32));
+	guest_wait_for_pmi();
+	wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, 0);
+	findings[PMI_SKID] = pmi_counter;
+	GUEST_DONE();
+}
+
+/* Print how the host's CPU answers them. */
+TEST(open_questions)
+{
+	int cpu = pin_self_to_any_cpu();
+	u64 *f = findings, caps;
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+
+	vm = vm_create_with_one_vcpu(&vcpu, guest_find_out);
+	vm_install_exception_handler(vm, PMI_VECTOR, guest_pmi_handler);
+	run_vcpu_to_done(vcpu);
+	sync_global_from_guest(vm, findings);
+	kvm_vm_free(vm);
+
+	ksft_print_msg("Nothing counted: 0x%lx, with SLOTS 0x%lx; SLOTS alone: 0x%lx, 0x%lx\n",
+		       empty_metrics[0], empty_metrics[1], empty_metrics[2], empty_metrics[3]);
+	ksft_print_msg("0x%llx with SLOTS doubled: 0x%lx, zeroed: 0x%lx, restored: 0x%lx\n",
+		       METRICS_A & metrics_mask, f[AFTER_DOUBLING_SLOTS],
+		       f[WHILE_SLOTS_IS_ZERO], f[AFTER_ZEROING_SLOTS]);
+	ksft_print_msg("Writing 0x%llx: %s, 0x%lx afterwards\n", METRICS_A,
+		       f[UPPER_HALF_VECTOR] ? ex_str(f[UPPER_HALF_VECTOR]) : "works",
+		       f[UPPER_HALF_VALUE]);
+	ksft_print_msg("Of 256 values, %lu read lower than written, %lu higher\n",
+		       f[NR_READ_LOWER], f[NR_READ_HIGHER]);
+	ksft_print_msg("Level 1 sums to %lu to %lu\n", f[MIN_LEVEL1_SUM], f[MAX_LEVEL1_SUM]);
+	if (metrics_mask != LEVEL1_MASK)
+		ksft_print_msg("Level 2 exceeds it by %ld at most\n", (long)f[MAX_LEVEL2_EXCESS]);
+	ksft_print_msg("Overflow of a metric: status 0x%lx, %lu PMIs, %lu if SLOTS wants none\n",
+		       f[OVERFLOW_STATUS], f[OVERFLOW_PMIS], f[OVERFLOW_PMIS_UNASKED]);
+	ksft_print_msg("SLOTS enabled alone: 0x%lx; PERF_METRICS enabled alone: 0x%lx\n",
+		       f[SLOTS_WITHOUT_METRICS], f[METRICS_WITHOUT_SLOTS]);
+	ksft_print_msg("While enabled, 0x%llx is written as 0x%lx; 0x%lx after RDMSR\n",
+		       METRICS_B & metrics_mask, f[WRITTEN_WHILE_ENABLED], f[READ_WHILE_ENABLED]);
+	ksft_print_msg("Two reads: 0x%lx, 0x%lx\n", f[FIRST_READ], f[SECOND_READ]);
+	if (read_host_msr(cpu, MSR_IA32_PERF_CAPABILITIES, &caps))
+		ksft_print_msg("PERF_CAPABILITIES of the host: 0x%lx\n", caps);
+	ksft_print_msg("%lu instructions from an overflow to what its handler does first\n",
+		       f[PMI_SKID]);
 }
 
 static void guest_unsupported(bool has_slots)
@@ -2389,33 +2930,57 @@ static void test_unsupported(void)
 	kvm_vm_free(vm);
 }
 
-/* Have the guest find out what PERF_METRICS reads as if nothing has been counted. */
-static void guest_read_zeros(void)
+/*
+ * Have the guest find out what PERF_METRICS reads as if nothing has been counted, which
+ * must not depend on what was there before.
+ */
+static void guest_read_empty(u64 slots, u64 metrics)
 {
-	write_topdown(0, 0);
-	GUEST_SYNC(rdmsr(MSR_PERF_METRICS));
-	write_topdown(FEW_SLOTS, 0);
-	GUEST_SYNC(rdmsr(MSR_PERF_METRICS));
+	int i;
+
+	/* The first use of the registers may exit, and load both. */
+	write_topdown(slots, metrics);
+	write_topdown(slots, metrics);
+	for (i = 0; i < ARRAY_SIZE(empty_metrics); i++) {
+		if (i < 2)
+			write_topdown(i & 1 ? FEW_SLOTS : 0, 0);
+		else
+			wrmsr(MSR_SLOTS, i & 1 ? FEW_SLOTS : 0);
+		empty_metrics[i] = rdmsr(MSR_PERF_METRICS);
+	}
+	GUEST_DONE();
 }
 
 /* Find out what isn't enumerated. */
 static void probe_perf_metrics(void)
 {
+	u64 before[ARRAY_SIZE(empty_metrics)];
+	cpu_set_t cpus;
+	int i;
+
 	struct kvm_vcpu *vcpu;
 	struct kvm_vm *vm;
 
-	vm = vm_create_with_one_vcpu(&vcpu, guest_read_zeros);
-
 	/* Level 2 exists if its bits can be set. */
+	vm = vm_create_with_one_vcpu(&vcpu, NULL);
 	if (_vcpu_set_msr(vcpu, MSR_PERF_METRICS, ~LEVEL1_MASK))
 		metrics_mask = ~0ull;
-
-	zero_metrics = run_vcpu_to_sync(vcpu);
-	few_slots_metrics = run_vcpu_to_sync(vcpu);
-	if (zero_metrics || few_slots_metrics)
-		ksft_print_msg("With nothing counted, PERF_METRICS is 0x%lx or 0x%lx\n",
-			       zero_metrics, few_slots_metrics);
 	kvm_vm_free(vm);
+
+	/* Moving to another CPU would write both registers. */
+	TEST_ASSERT(!sched_getaffinity(0, sizeof(cpus), &cpus), "sched_getaffinity() failed");
+	pin_self_to_any_cpu();
+	for (i = 0; i < 2; i++) {
+		memcpy(before, empty_metrics, sizeof(before));
+		vm = vm_create_with_one_vcpu(&vcpu, guest_read_empty);
+		vcpu_args_set(vcpu, 2, i ? SLOTS_B : SLOTS_A, i ? METRICS_B : METRICS_A);
+		run_vcpu_to_done(vcpu);
+		sync_global_from_guest(vm, empty_metrics);
+		kvm_vm_free(vm);
+	}
+	TEST_ASSERT(!sched_setaffinity(0, sizeof(cpus), &cpus), "sched_setaffinity() failed");
+	for (i = 0; i < ARRAY_SIZE(before); i++)
+		TEST_ASSERT_METRICS(empty_metrics[i], before[i]);
 
 	rdpmc_exits = kvm_get_module_param_bool("kvm", "enable_vmware_backdoor") ||
 		      kvm_cpu_property(X86_PROPERTY_PMU_NR_GP_COUNTERS) !=
