@@ -19,6 +19,9 @@ demo: ## perf stat --topdown in a Linux guest, beside the host, with and without
 test: ## every gate: series, emulator, scripts, lab (FULL=1: all cells)
 	@scripts/check
 
+probe: ## what tools/probe says on each kind of emulated CPU and each reading of the documents
+	@scripts/probe
+
 kit: ## one tarball for a real machine: patches, tests, and what runs them and reports
 	@scripts/kit
 
@@ -31,4 +34,4 @@ refresh: ## write patches/ from the series checked out in KDIR=/path/to/linux
 clean: ## delete the cache: downloads, trees, builds, logs
 	@scripts/clean
 
-.PHONY: help run shell demo test kit report refresh clean
+.PHONY: help run shell demo test probe kit report refresh clean

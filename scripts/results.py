@@ -15,12 +15,15 @@ Usage: scripts/results.py COMMAND ARGUMENT...
   table LOGS CELL...                  how the tests in cells ended
   junit FILE.tap...                   JUnit XML
   demo LOGS                           tables of what make demo has measured
+  readings                            the names of other readings of the documents
+  probe DIRECTORY CPU[,READING...]    whether the probe has named what that CPU does
   costs LOGS                          tables of what checks/costs has counted, and
                                       what is dearer than it may be
 
 Exit status: 0 if all is well, 1 if tests failed, 2 if the lab didn't work.
 """
 
+import json
 import os
 import random
 import re
@@ -161,9 +164,24 @@ def read_cpus():
     return {row['name']: row for row in rows}
 
 
-def read_readings():
-    """The names of what the emulated PMU does where the documents leave that open."""
-    return re.findall(r'^\t{ "([a-z-]+)",\t+BIT', (REPO / 'tools/emulator/pmu.c').read_text(), re.M)
+def read_model():
+    """The tables of the emulated PMU: kinds (metrics, bit 15) and readings (in parts) by name."""
+    text = (REPO / 'tools/emulator/pmu.c').read_text()
+    kinds, parts, first = {}, {}, {}
+    for row in re.findall(r'\.name = (.*?)\n\t\}', text, re.S):
+        metrics = re.search(r'\.nr_metrics = (\d+)', row)
+        names = re.match(r'"(\w+)", \.model = "(\w*)"', row)
+        for name in filter(None, names.groups()) if names else ():
+            kinds[name] = int(metrics[1]) if metrics else 0, 'CAP_PERF_METRICS' in row
+    table_ = re.search(r'\n\} readings\[\] = \{(.*?)\n\};', text, re.S)
+    for name, bits in re.findall(r'\{ "([\w-]+)",(.*?) \}', table_[1] if table_ else '', re.S):
+        bits = re.findall(r'BIT\((\w+)\)', bits)
+        if len(bits) == 1:
+            first[bits[0]] = name
+        parts[name] = [first[bit] for bit in bits]
+    if not kinds or not parts:
+        raise Broken('the tables of tools/emulator/pmu.c are not as they were')
+    return kinds, parts
 
 
 CPUS = read_cpus()
@@ -190,7 +208,7 @@ class Cell:
         if name not in CPUS:
             raise Broken(f"unknown CPU '{name}', there are: {' '.join(CPUS)}")
         self.cpu = CPUS[name]
-        there = read_readings()
+        there = list(read_model()[1])
         for reading in self.readings:
             if reading not in there + ['random']:
                 raise Broken(f"unknown reading '{reading}', there are: {' '.join(there)} random")
@@ -347,6 +365,57 @@ def mark_known(lines, known):
         yield f'{m[1]} # TODO fails on the base kernel too' if m and m[2] in known else line
 
 
+# --- What the probe says -----------------------------------------------------
+
+def answers_of(results):
+    """What the probe has printed, as lines and as JSON: ((question, answer, default), ...)."""
+    text = '\n'.join(re.sub('^ *# ?', '', line) for test in results.tests for line in test.output)
+    lines = tuple(re.findall(r'^(H\d+) +(\S+) +(\S+) ', text, re.M))
+    found = re.search(r'^\{\n.*?^\}$', text, re.M | re.S)
+    try:
+        answers = json.loads(found[0])['answers'] if found else ()
+        return lines, tuple((a['id'], a['answer'], a['default']) for a in answers)
+    except (ValueError, KeyError) as e:
+        raise Broken(f'no JSON: {e!r}') from e
+
+
+def judge_probe(cpu, results):
+    """Problems of what the probe has said on such a CPU."""
+    kinds, parts = read_model()
+    cell = Cell([cpu])
+    pmu = cell.cpu['bochs'] if cell.cpu['pmu'] == 'own' else cell.cpu['pmu']
+    metrics, bit15 = kinds.get(pmu, (0, False))
+    chosen = {part for word in cell.readings for part in parts[word]}
+    likely = {}
+    if not bit15:
+        likely['H10'] = 'clear'
+    if metrics == 8:
+        # There is nothing to ignore.
+        likely['H3'] = 'no-question'
+        chosen -= {'upper-ignored'}
+    if 'writes-lower' in chosen:
+        # No value that is written is near enough to an overflow.
+        likely['H6'] = 'not-reached'
+        chosen -= {'overflow-pmi', 'overflow-undefined'}
+    problems = [f'{test.name}: {said(test)}' for test in results.tests if test.status != PASSED]
+    if not metrics:
+        subtests = [subtest for test in results.tests for subtest in test.subtests]
+        if subtests != [('no PERF_METRICS', PASSED)]:
+            problems.append(f'the CPU has no PERF_METRICS, but the probe was tested for {subtests}')
+        return problems
+    lines, answers = answers_of(results)
+    if [line[0] for line in lines] != [f'H{n}' for n in range(1, 13)]:
+        problems.append(f"not twelve answers: {' '.join(line[0] for line in lines)}")
+    if lines != answers:
+        problems.append(f'other answers as JSON: {set(answers) ^ set(lines)}')
+    named = {answer for _, answer, _ in lines if answer in parts}
+    problems += [f'not named: {reading}' for reading in sorted(chosen - named)]
+    for question, answer, default in lines:
+        if answer not in chosen | {likely.get(question, default)}:
+            problems.append(f'{question}: {answer}, which the CPU does not do')
+    return problems
+
+
 # --- Printing ----------------------------------------------------------------
 
 def xml_text(text):
@@ -383,7 +452,7 @@ def junit(files):
 
 def gate_logs(logs, gate):
     """The directory of a gate's logs."""
-    return Path(logs) / re.sub('[ /,]', '-', gate)
+    return Path(logs) / re.sub(r'[ /,]', '-', gate)
 
 
 def table(logs, cells):
@@ -779,6 +848,13 @@ def main(command, *arguments):
         if dearer:
             print('error: dearer than on the base: ' + '; '.join(dearer), file=sys.stderr)
             return 1
+    elif command == 'readings':
+        print('\n'.join(read_model()[1]))
+    elif command == 'probe':
+        problems = judge_probe(arguments[1], read_results(Path(arguments[0]) / 'results.tap'))
+        for problem in problems:
+            print(f'error: {problem}', file=sys.stderr)
+        return 1 if problems else 0
     elif command == 'demo':
         logs = Path(arguments[0])
         demo = demo_of_output(logs)

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Tests of results.py and page.py on canned logs, a broken and a truncated one among them."""
 
+import json
 import tempfile
 import unittest
 from pathlib import Path
@@ -9,8 +10,8 @@ from xml.etree import ElementTree
 
 import page
 from results import (Broken, Cell, Costs, CPUS, KNOWN, PASSED, PUTS, SKIPPED, USES, USES_ON_BASE, compare,
-                     compare_costs, costs_tables, demo_of_output, demo_tables, demo_tsv, finish_cell, judge, junit,
-                     mark_known, read_demo, read_ktap, said, split_time, summary, table)
+                     compare_costs, costs_tables, demo_of_output, demo_tables, demo_tsv, finish_cell, judge, judge_probe,
+                     junit, mark_known, read_demo, read_ktap, said, split_time, summary, table)
 
 FACTS = '''KTAP version 1
 # kernel: 7.3.4-series
@@ -230,6 +231,54 @@ class CostsTest(unittest.TestCase):
     def test_exits_that_differ(self):
         with self.assertRaisesRegex(Broken, 'not alike'):
             self.costs('series', lambda use, n, cost: (cost[0] + n, *cost[1:]))
+
+
+PROBED = {'H1': 'kept', 'H2': 'zero', 'H3': 'faults', 'H4': 'same', 'H5': 'exact', 'H6': 'if-asked',
+          'H7': 'stops', 'H8': 'works', 'H9': 'same', 'H10': 'set', 'H11': 'absent', 'H12': 'prompt'}
+
+
+def probed(ending='ok 1 probe_test # 5s', in_json=None, **answers):
+    """Results of probe_test, with other answers than the likely ones, and with others as JSON."""
+    lines = ['1..1', '# running probe_test', '  TAP version 13', '  1..1']
+    answers = PROBED | answers
+    lines += [f'  # {id_:4}{answer:20}{PROBED[id_]:10}question: values' for id_, answer in answers.items()]
+    said_ = [{'id': id_, 'answer': answer, 'default': PROBED[id_]} for id_, answer in (answers | (in_json or {})).items()]
+    lines += ['  # ' + line for line in json.dumps({'answers': said_}, indent=1).splitlines()]
+    return results('\n'.join([*lines, '  ok 1 answers # exit status 0', ending]))
+
+
+class ProbeTest(unittest.TestCase):
+    """What the probe says, held against what was chosen."""
+
+    def test_the_chosen_one(self):
+        self.assertEqual(judge_probe('icl', probed()), [])
+        self.assertEqual(judge_probe('icl,slots-clears', probed(H1='slots-clears')), [])
+        self.assertEqual(judge_probe('spr,upper-ignored', probed(H3='no-question')), [])
+
+    def test_another_one(self):
+        self.assertEqual(judge_probe('icl', probed(H1='slots-clears')), ['H1: slots-clears, which the CPU does not do'])
+        self.assertEqual(judge_probe('icl', probed(H4='writes-differ')), ['H4: writes-differ, which the CPU does not do'])
+        self.assertEqual(judge_probe('spr', probed()), ['H3: faults, which the CPU does not do'])
+
+    def test_not_the_chosen_one(self):
+        self.assertEqual(judge_probe('icl,slots-clears', probed()), ['not named: slots-clears'])
+
+    def test_strict_is_all_that_is_undefined(self):
+        problems = judge_probe('icl,strict', probed(H1='slots-undefined', H8='running-undefined'))
+        self.assertEqual(problems, [f'not named: {what}-undefined' for what in ('half', 'metrics', 'overflow')])
+
+    def test_json(self):
+        self.assertIn('other answers as JSON', judge_probe('icl', probed(in_json={'H5': 'sums-loose'}))[0])
+
+    def test_a_test_that_fails(self):
+        self.assertIn('probe_test: failed', judge_probe('icl', probed('not ok 1 probe_test # exit status 1, 5s'))[0])
+
+    def test_without_perf_metrics(self):
+        refused = results('1..1\n  TAP version 13\n  1..1\n  ok 1 no PERF_METRICS # exit status 2\nok 1 probe_test # 1s')
+        for cpu in ('skx', 'amd'):
+            self.assertEqual(judge_probe(cpu, refused), [])
+            self.assertIn('has no PERF_METRICS', judge_probe(cpu, probed())[0])
+        self.assertIn('not twelve answers', judge_probe('icl', refused)[0])
 
 
 class PrintTest(unittest.TestCase):
