@@ -22,6 +22,9 @@ test: ## every gate: series, emulator, scripts, lab (FULL=1: all cells)
 probe: ## what tools/probe says on each kind of emulated CPU and each reading of the documents
 	@scripts/probe
 
+kit: ## one tarball for a real machine: patches, tests, and what runs them and reports
+	@scripts/kit
+
 report: ## one HTML page of what make demo and make test have found
 	@scripts/report
 
@@ -31,4 +34,4 @@ refresh: ## write patches/ from the series checked out in KDIR=/path/to/linux
 clean: ## delete the cache: downloads, trees, builds, logs
 	@scripts/clean
 
-.PHONY: help run shell demo test probe report refresh clean
+.PHONY: help run shell demo test probe kit report refresh clean

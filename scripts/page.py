@@ -37,7 +37,7 @@ MEANING = {
     'mem-bound': 'waiting for loads and stores',
 }
 # What is special about a cell, the least special word first.
-WORDS = ['brief', 'all', 'topdown', '2-cpus', 'no-ept', 'no-nested', 'no-mediated', 'fep',
+WORDS = ['brief', 'all', 'topdown', '2-cpus', 'no-ept', 'no-apicv', 'no-nested', 'no-mediated', 'fep',
          'debug', 'restless', 'base']
 
 
@@ -380,9 +380,10 @@ class Page:
                      'how the tests in it ended. <code>perf_metrics_test</code> has to pass where the CPU has '
                      'PERF_METRICS and KVM a mediated vPMU, and to skip elsewhere. <b>default</b> is with the mediated '
                      'vPMU (none on AMD), nested virtualization, EPT or NPT, and one CPU; <code>fep</code> takes KVM’s '
-                     'emulator, too; <code>debug</code> is a kernel that looks for mistakes as it runs (KASAN, lockdep '
-                     'and others); <code>base</code> is the kernel without the series; <code>restless</code> has tasks '
-                     'beside the tests that preempt them all the time; <code>brief</code> leaves out '
+                     'emulator, too; <code>no-apicv</code> has it emulate the local APIC; <code>debug</code> is a kernel '
+                     'that looks for mistakes as it runs (KASAN, lockdep and others); <code>base</code> is the kernel '
+                     'without the series; <code>restless</code> has tasks beside the tests that preempt them all the '
+                     'time; <code>brief</code> leaves out '
                      '<code>pmu_counters_test</code>, <code>topdown</code> runs nothing but '
                      '<code>perf_metrics_test</code>, <code>all</code> every selftest but slow ones.</p>\n'
                      + self.matrix() + self.known())

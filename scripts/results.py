@@ -216,7 +216,7 @@ class Cell:
             single = [name for name in there if name not in ('strict', 'others')]
             self.readings = random.sample(single, random.randint(2, len(single) // 2))
         self.words = set(words[1:])
-        known = {'no-mediated', 'no-nested', 'no-ept', '2-cpus', 'fep', 'debug', 'base',
+        known = {'no-mediated', 'no-nested', 'no-ept', 'no-apicv', '2-cpus', 'fep', 'debug', 'base',
                  'all', 'brief', 'topdown', 'restless'}
         if unknown := self.words - known:
             raise Broken(f"unknown word '{unknown.pop()}', there are: {' '.join(sorted(known))}")
@@ -243,7 +243,7 @@ class Cell:
         """Parameters for the kernel."""
         module, words = 'kvm_' + self.vendor, {
             'no-mediated': 'enable_mediated_pmu=0', 'no-nested': 'nested=0',
-            'no-ept': self.paging + '=0'}
+            'no-ept': self.paging + '=0', 'no-apicv': 'enable_apicv=0'}
         parameters = [f'{module}.{value}' for word, value in words.items() if word in self.words]
         if 'fep' in self.words:
             parameters += ['kvm.force_emulation_prefix=1', 'kvm.enable_virt_at_load=0']
@@ -261,6 +261,8 @@ class Cell:
             'VM-Exit saves PERF_GLOBAL_CTRL': self.cpu['saves'],
             'kvm.force_emulation_prefix': '1' if 'fep' in self.words else '0',
         }
+        if self.vendor == 'intel':
+            facts['kvm_intel.enable_apicv'] = 'N' if 'no-apicv' in self.words else 'Y'
         if 'debug' in self.words:
             facts |= {'kasan': 'initialized .*', 'lockdep': '1'}
         return facts
@@ -452,7 +454,7 @@ def junit(files):
 
 def gate_logs(logs, gate):
     """The directory of a gate's logs."""
-    return Path(logs) / re.sub(r'[ /,]', '-', gate)
+    return Path(logs) / re.sub('[ /,]', '-', gate)
 
 
 def table(logs, cells):

@@ -20,6 +20,7 @@ FACTS = '''KTAP version 1
 # kvm_intel.enable_mediated_pmu: Y
 # kvm_intel.nested: Y
 # kvm_intel.ept: Y
+# kvm_intel.enable_apicv: Y
 # VM-Exit saves PERF_GLOBAL_CTRL: 1
 # kvm.force_emulation_prefix: 0
 '''
@@ -134,7 +135,8 @@ class JudgeTest(unittest.TestCase):
 
     def test_another_host(self):
         for words in (['icl', 'brief'], ['spr', 'brief', '2-cpus'], ['spr', 'brief', 'fep'],
-                      ['spr', 'brief', 'no-mediated'], ['spr', 'brief', 'no-ept'], ['spr', 'brief', 'debug']):
+                      ['spr', 'brief', 'no-mediated'], ['spr', 'brief', 'no-ept'], ['spr', 'brief', 'no-apicv'],
+                      ['spr', 'brief', 'debug']):
             with self.assertRaisesRegex(Broken, 'not the host'):
                 self.problems(brief(), words)
 

@@ -16,6 +16,8 @@
 #define MSR_APERF		0x0e8
 #define MSR_PERFEVTSEL0		0x186
 #define MSR_MISC_ENABLE		0x1a0
+#define MSR_OFFCORE_RSP0	0x1a6
+#define MSR_OFFCORE_RSP1	0x1a7
 #define MSR_FIXED_CTR0		0x309
 #define MSR_PERF_METRICS	0x329
 #define MSR_PERF_CAPABILITIES	0x345
@@ -25,7 +27,11 @@
 #define MSR_GLOBAL_STATUS_SET	0x391
 #define MSR_GLOBAL_INUSE	0x392
 #define MSR_PEBS_ENABLE		0x3f1
+#define MSR_PEBS_LD_LAT		0x3f6
+#define MSR_PEBS_FRONTEND	0x3f7
 #define MSR_PMC0		0x4c1
+#define MSR_SNOOP_RSP0		0x1328
+#define MSR_SNOOP_RSP1		0x1329
 #define MSR_V6_GP0		0x1900	/* counter, selector, two more */
 #define MSR_V6_FIXED0		0x1980	/* counter, three more */
 #define MSR_V6_STEP		4
@@ -40,7 +46,10 @@
 #define EVTSEL_EN		BIT(22)
 #define EVTSEL_INV		BIT(23)
 #define EVTSEL_CMASK_SHIFT	24
+#define EVTSEL_CMASK		0xff000000ull
 #define EVTSEL_ALL		0xffffffffull
+#define EVTSEL_EQ		BIT(36)
+#define EVTSEL_UMASK2		0xff0000000000ull
 
 #define FIXED_OS		BIT(0)
 #define FIXED_USR		BIT(1)
@@ -79,6 +88,11 @@
 #define SLOTS_PER_CYCLE		6
 #define SLOTS_COUNTER		3
 #define GLOBAL_SLOTS		BIT(32 + SLOTS_COUNTER)
+
+/* Numbers of registers, see enum pmu_maker. */
+#define FIXED_REGISTERS		32
+#define SLOTS_REGISTER		(FIXED_REGISTERS + SLOTS_COUNTER)
+#define METRICS_REGISTER	48
 
 /* Steps after which a late PMI arrives. */
 #define PMI_DELAY		300
@@ -123,30 +137,67 @@ static const struct {
 					BIT(PMU_RUNNING_UNDEFINED) },
 };
 
+/*
+ * Which bits exist is what Linux lets its users set: intel_*_extra_regs[] in
+ * arch/x86/events/intel/core.c.
+ */
+#define EXTRA_CORE(offcore, frontend)						\
+	.extra = { { MSR_OFFCORE_RSP0, offcore }, { MSR_OFFCORE_RSP1, offcore },	\
+		   { MSR_PEBS_LD_LAT, 0xffff }, { MSR_PEBS_FRONTEND, frontend } }
+#define EXTRA_SKYLAKE		EXTRA_CORE(0x3fffff8fff, 0x7fff17)
+#define EXTRA_SUNNY_COVE	EXTRA_CORE(0x3fffffbfff, 0x7fff17)
+#define EXTRA_GOLDEN_COVE	EXTRA_CORE(0x3fffffffff, 0x7fff1f)
+#define EXTRA_CRESTMONT								\
+	.extra = { { MSR_OFFCORE_RSP0, 0x800ff3ffffffffff },			\
+		   { MSR_OFFCORE_RSP1, 0xff3ffffffffff }, { MSR_PEBS_LD_LAT, 0xffff },	\
+		   { MSR_SNOOP_RSP0, UINT64_MAX }, { MSR_SNOOP_RSP1, UINT64_MAX } }
+
 static const struct pmu_variant variants[] = {
 	{
 		.name = "spr", .model = "sapphire_rapids",
 		.version = 5, .nr_gp = 8, .fixed_mask = 0x0f, .width = 48,
 		.nr_arch_events = 8, .nr_metrics = 8,
 		.vmexit_save_global_ctrl = true,
-		.perf_capabilities = CAP_FW_WRITES | CAP_PERF_METRICS,
+		.perf_capabilities = CAP_FREEZE_WHILE_SMM | CAP_FW_WRITES |
+				     CAP_PERF_METRICS,
+		EXTRA_GOLDEN_COVE,
 	}, {
 		.name = "icl", .model = "corei7_icelake_u",
 		.version = 5, .nr_gp = 8, .fixed_mask = 0x0f, .width = 48,
 		.nr_arch_events = 8, .nr_metrics = 4,
-		.perf_capabilities = CAP_FW_WRITES | CAP_PERF_METRICS,
+		.perf_capabilities = CAP_FREEZE_WHILE_SMM | CAP_FW_WRITES |
+				     CAP_PERF_METRICS,
+		EXTRA_SUNNY_COVE,
+	}, {
+		/* Raptor Lake; those without a model are named by hand, on any. */
+		.name = "rpl", .model = "", .signature = 0x000b0671,
+		.version = 5, .nr_gp = 8, .fixed_mask = 0x0f, .width = 48,
+		.nr_arch_events = 8, .nr_metrics = 8,
+		.vmexit_save_global_ctrl = true,
+		.perf_capabilities = CAP_FW_WRITES,	/* erratum RPL018 */
+		EXTRA_GOLDEN_COVE,
 	}, {
 		.name = "skx", .model = "corei7_skylake_x",
 		.version = 4, .nr_gp = 8, .fixed_mask = 0x07, .width = 48,
 		.nr_arch_events = 7, .anythread = true,
-		.perf_capabilities = CAP_FW_WRITES,
+		.perf_capabilities = CAP_FREEZE_WHILE_SMM | CAP_FW_WRITES,
+		EXTRA_SKYLAKE,
 	}, {
-		/* Sierra Forest's signature, on any model named by hand. */
-		.name = "ecore", .model = "", .signature = 0x000a06f3,
-		.version = 6, .nr_gp = 8, .fixed_mask = 0x77, .width = 48,
-		.nr_arch_events = 7,
+		/* Sierra Forest */
+		.name = "srf", .model = "", .signature = 0x000a06f3,
+		.version = 6, .nr_gp = 8, .fixed_mask = 0x07, .width = 48,
+		.nr_arch_events = 7, .perfmon_ext = true,
 		.vmexit_save_global_ctrl = true,
-		.perf_capabilities = CAP_FW_WRITES,
+		.perf_capabilities = CAP_FREEZE_WHILE_SMM | CAP_FW_WRITES,
+		EXTRA_CRESTMONT,
+	}, {
+		/* Clearwater Forest */
+		.name = "cwf", .model = "", .signature = 0x000d06d0,
+		.version = 6, .nr_gp = 8, .fixed_mask = 0x77, .width = 48,
+		.nr_arch_events = 7, .perfmon_ext = true,
+		.vmexit_save_global_ctrl = true,
+		.perf_capabilities = CAP_FREEZE_WHILE_SMM | CAP_FW_WRITES,
+		EXTRA_CRESTMONT,
 	},
 };
 
@@ -254,6 +305,17 @@ static bool reads(const struct pmu *pmu, enum pmu_reading reading)
 	return pmu->readings & BIT(reading);
 }
 
+/* The index of an extra register, PMU_MAX_EXTRA if it is none. */
+static unsigned int extra_index(const struct pmu *pmu, uint32_t msr)
+{
+	unsigned int i;
+
+	for (i = 0; i < PMU_MAX_EXTRA; i++)
+		if (msr && msr == pmu->var->extra[i].msr)
+			break;
+	return i;
+}
+
 static uint64_t width_mask(const struct pmu *pmu)
 {
 	return BIT(pmu->var->width) - 1;
@@ -287,7 +349,8 @@ static uint64_t status_set_bits(const struct pmu *pmu)
 
 static uint64_t evtsel_bits(const struct pmu *pmu)
 {
-	return EVTSEL_ALL & ~(pmu->var->anythread ? 0 : EVTSEL_ANY);
+	return (EVTSEL_ALL & ~(pmu->var->anythread ? 0 : EVTSEL_ANY)) |
+	       (pmu->var->perfmon_ext ? EVTSEL_EQ | EVTSEL_UMASK2 : 0);
 }
 
 static uint64_t fixed_ctrl_bits(const struct pmu *pmu)
@@ -396,7 +459,7 @@ static unsigned int quantity_of(const struct pmu *pmu, uint64_t sel)
 {
 	for (unsigned int i = 0; i < ARRAY_SIZE(events); i++) {
 		if (events[i].event != (sel & EVTSEL_EVENT) ||
-		    events[i].umask != (sel & EVTSEL_UMASK) >> 8)
+		    events[i].umask != (sel & EVTSEL_UMASK) >> 8 || sel & EVTSEL_UMASK2)
 			continue;
 		if (events[i].index < pmu->var->nr_arch_events ||
 		    events[i].nr_metrics <= pmu->var->nr_metrics)
@@ -448,13 +511,13 @@ static bool is_level(unsigned int quantity)
 
 /*
  * What a general-purpose counter makes of a quantity.  CMASK n counts cycles
- * with at least n occurrences, INV those with fewer (only with CMASK, as
+ * with at least n occurrences, with EQ just n, INV all others (both only with CMASK, as
  * documented), EDGE the beginnings of such stretches; as no two cycles of the
  * same event are neighbours here, each is one, inverted or not.
  */
 static uint64_t filtered(uint64_t sel, unsigned int quantity, const uint64_t *q)
 {
-	unsigned int cmask = sel >> EVTSEL_CMASK_SHIFT & 0xff;
+	unsigned int cmask = (sel & EVTSEL_CMASK) >> EVTSEL_CMASK_SHIFT;
 	uint64_t cycles;
 
 	if (quantity == PMU_Q_NONE)
@@ -464,7 +527,10 @@ static uint64_t filtered(uint64_t sel, unsigned int quantity, const uint64_t *q)
 	if (quantity < PMU_Q_SLOTS)
 		return 0;	/* how slots spread over cycles isn't modelled */
 
-	cycles = cmask <= per_cycle(quantity) ? q[quantity] / per_cycle(quantity) : 0;
+	cycles = q[quantity] / per_cycle(quantity);
+	if (cmask > per_cycle(quantity) ||
+	    (sel & EVTSEL_EQ && cmask && cmask != per_cycle(quantity)))
+		cycles = 0;
 	if (sel & EVTSEL_EDGE)
 		return is_level(quantity) ? 0 : cycles;
 	if (sel & EVTSEL_INV)
@@ -509,6 +575,51 @@ static bool advances(const struct pmu *pmu, unsigned int rings,
 	return false;
 }
 
+static uint64_t counter(const struct pmu *pmu, unsigned int i)
+{
+	return i < FIXED_REGISTERS ? pmu->gp[i] : pmu->fixed[i - FIXED_REGISTERS];
+}
+
+/* Only PERF_METRICS can hide something. */
+static bool tells_nothing(const struct pmu *pmu, unsigned int i)
+{
+	return pmu->made_by[i] == PMU_NOBODY || (i != METRICS_REGISTER && !counter(pmu, i));
+}
+
+static bool is_own(const struct pmu *pmu, unsigned int i, uint32_t who)
+{
+	return pmu->made_by[i] == PMU_GIVEN || pmu->made_by[i] == who || tells_nothing(pmu, i);
+}
+
+static void made(struct pmu *pmu, unsigned int i, uint32_t who)
+{
+	pmu->made_by[i] = who;
+	if (who >= PMU_GUESTS)
+		pmu->unsaved |= BIT(i) & pmu->readable;
+	else
+		pmu->unsaved &= ~BIT(i);
+}
+
+/* To be called before something is added to a register. */
+static void counts(struct pmu *pmu, unsigned int i)
+{
+	uint32_t who = pmu->host_counts & BIT(i) ? PMU_HOST : pmu->running;
+
+	made(pmu, i, is_own(pmu, i, who) ? who : PMU_SEVERAL);
+}
+
+static void written(struct pmu *pmu, unsigned int i, uint64_t val)
+{
+	uint32_t who = pmu->running;
+
+	/* Fractions of what somebody else has counted tell of that. */
+	if (i == METRICS_REGISTER && !is_own(pmu, SLOTS_REGISTER, who))
+		who = pmu->made_by[SLOTS_REGISTER];
+	else if (who == PMU_HOST)
+		who = val ? PMU_GIVEN : PMU_NOBODY;
+	made(pmu, i, who);
+}
+
 /* Bring the counters up to the activity in pmu->total. */
 static void count(struct pmu *pmu)
 {
@@ -534,6 +645,8 @@ static void count(struct pmu *pmu)
 		/* Inverted, what took longer than the cycles would count back. */
 		if ((int64_t)by < 0)
 			by = 0;
+		if (by)
+			counts(pmu, i);
 		advance(pmu, &pmu->gp[i], by, BIT(i), sel & EVTSEL_INT);
 	}
 
@@ -545,6 +658,8 @@ static void count(struct pmu *pmu)
 		for (unsigned int r = 0; r < NR_RINGS; r++)
 			if (rings & BIT(r))
 				by += now[r][quantity] - pmu->counted[r][quantity];
+		if (by)
+			counts(pmu, FIXED_REGISTERS + i);
 		slots_wrapped |= i == SLOTS_COUNTER && by > width_mask(pmu) - pmu->fixed[i];
 		advance(pmu, &pmu->fixed[i], by, BIT(32 + i), fixed_ctrl(pmu, i) & FIXED_PMI);
 	}
@@ -568,7 +683,10 @@ static void count(struct pmu *pmu)
 			overflow(pmu, GLOBAL_METRICS, metrics_pmi(pmu));
 		}
 	}
-	pmu->metrics_counted |= advances(pmu, metrics_rings(pmu), now, PMU_Q_SLOTS);
+	if (advances(pmu, metrics_rings(pmu), now, PMU_Q_SLOTS)) {
+		pmu->metrics_counted = true;
+		counts(pmu, METRICS_REGISTER);
+	}
 
 	memcpy(pmu->counted, now, sizeof(now));
 	if (pmu->global_status & STATUS_CTR_FRZ)
@@ -611,24 +729,56 @@ void pmu_reset(struct pmu *pmu)
 	pmu->var = var;
 	pmu->readings = readings;
 	pmu->last = last;
+	pmu->running = PMU_HOST;
 	pmu->unhalted_base[0] = unhalted_cycles(pmu, MSR_MPERF);
 	pmu->unhalted_base[1] = unhalted_cycles(pmu, MSR_APERF);
 	pmu->global_ctrl = BIT(var->nr_gp) - 1;
 	pmu->misc_enable = MISC_FAST_STRINGS | MISC_READ_ONLY;
 }
 
-void pmu_cpuid(const struct pmu *pmu, uint32_t leaf, struct pmu_cpuid *r)
+/*
+ * Leaf 0x23: sub-leaves, filters and slots in a cycle; counters; events.  What a real
+ * CPU says is in Bochs' cpu/cpudb/intel/arrow_lake.txt.
+ */
+static void cpuid_perfmon_ext(const struct pmu *pmu, uint32_t subleaf, struct pmu_cpuid *r)
+{
+	memset(r, 0, sizeof(*r));
+	switch (subleaf) {
+	case 0:
+		r->eax = BIT(0) | BIT(1) | BIT(3);
+		r->ebx = BIT(0) | BIT(1);		/* UMASK2, EQ */
+		r->ecx = SLOTS_PER_CYCLE;
+		break;
+	case 1:
+		r->eax = BIT(pmu->var->nr_gp) - 1;
+		r->ebx = pmu->var->fixed_mask;
+		break;
+	case 3:
+		r->eax = BIT(pmu->var->nr_arch_events) - 1;
+		break;
+	}
+}
+
+void pmu_cpuid(const struct pmu *pmu, uint32_t leaf, uint32_t subleaf, struct pmu_cpuid *r)
 {
 	const struct pmu_variant *var = pmu->var;
 	unsigned int contiguous = 0;
 
 	switch (leaf) {
+	case 0:
+		if (var->perfmon_ext && r->eax < 0x23)
+			r->eax = 0x23;
+		break;
 	case 1:
 		if (var->signature)
 			r->eax = var->signature;
 		r->ecx |= BIT(15);			/* PDCM */
 		r->ecx &= ~(BIT(2) | BIT(4));		/* DTES64, DS-CPL */
 		r->edx &= ~BIT(21);			/* DS */
+		break;
+	case 7:
+		if (var->perfmon_ext && subleaf == 1)
+			r->eax |= BIT(8);		/* ArchPerfmonExt */
 		break;
 	case 0xa:
 		while (has_fixed(pmu, contiguous))
@@ -638,6 +788,10 @@ void pmu_cpuid(const struct pmu *pmu, uint32_t leaf, struct pmu_cpuid *r)
 		r->ebx = 0;
 		r->ecx = var->version >= 5 ? var->fixed_mask : 0;
 		r->edx = contiguous | var->width << 5 | !var->anythread << 15;
+		break;
+	case 0x23:
+		if (var->perfmon_ext)
+			cpuid_perfmon_ext(pmu, subleaf, r);
 		break;
 	}
 }
@@ -836,8 +990,8 @@ static bool in_range(uint32_t msr, uint32_t base, uint32_t nr, unsigned int *i)
 }
 
 /*
- * Version 6 has a second set of numbers for the counters and selectors.  The
- * selectors' extensions it has room for are not announced here, so absent.
+ * Version 6 has a second set of numbers for the counters and selectors.  What else it
+ * has room for is not announced, so absent: reload of counters, PEBS.
  */
 static uint32_t first_name(const struct pmu *pmu, uint32_t msr)
 {
@@ -857,11 +1011,75 @@ static uint32_t first_name(const struct pmu *pmu, uint32_t msr)
 	return msr;
 }
 
+uint64_t pmu_registers(const struct pmu *pmu)
+{
+	return global_bits(pmu);
+}
+
+uint64_t pmu_register_of_msr(const struct pmu *pmu, uint32_t msr)
+{
+	uint64_t reg = 0;
+	unsigned int i;
+
+	msr = first_name(pmu, msr);
+	if (in_range(msr, MSR_PERFCTR0, PMU_MAX_GP, &i) || in_range(msr, MSR_PMC0, PMU_MAX_GP, &i))
+		reg = BIT(i);
+	else if (in_range(msr, MSR_FIXED_CTR0, PMU_MAX_FIXED, &i))
+		reg = BIT(FIXED_REGISTERS + i);
+	else if (msr == MSR_PERF_METRICS)
+		reg = BIT(METRICS_REGISTER);
+	return reg & global_bits(pmu);
+}
+
+uint64_t pmu_register_of_rdpmc(const struct pmu *pmu, uint32_t ecx)
+{
+	switch (ecx >> 16) {
+	case 0x0000:
+		return pmu_register_of_msr(pmu, MSR_PERFCTR0 + ecx);
+	case 0x4000:
+		return pmu_register_of_msr(pmu, MSR_FIXED_CTR0 + (ecx & 0xffff));
+	case 0x2000:
+		return pmu_register_of_msr(pmu, MSR_PERF_METRICS + (ecx & 0xffff));
+	default:
+		return 0;
+	}
+}
+
+void pmu_run(struct pmu *pmu, uint32_t who, uint64_t readable, uint64_t host_counts)
+{
+	pmu->running = who;
+	pmu->readable = readable;
+	pmu->host_counts = host_counts;
+	for (unsigned int i = 0; i < PMU_NR_REGISTERS; i++)
+		if (readable & BIT(i) && pmu->made_by[i] == PMU_GIVEN)
+			pmu->made_by[i] = who;
+}
+
+uint64_t pmu_foreign(const struct pmu *pmu, uint64_t registers)
+{
+	uint64_t foreign = 0;
+
+	if (registers & GLOBAL_METRICS)
+		registers |= GLOBAL_SLOTS;
+	for (unsigned int i = 0; i < PMU_NR_REGISTERS; i++)
+		if (registers & BIT(i) && !is_own(pmu, i, pmu->running))
+			foreign |= BIT(i);
+	return foreign;
+}
+
+/* What the host has read it can give back. */
+static void saved(struct pmu *pmu, uint64_t reg)
+{
+	if (pmu->running == PMU_HOST)
+		pmu->unsaved &= ~reg;
+}
+
 enum pmu_result pmu_rdmsr(struct pmu *pmu, uint32_t msr, uint64_t *val)
 {
 	const struct pmu_variant *var = pmu->var;
 	unsigned int i;
 
+	saved(pmu, pmu_register_of_msr(pmu, msr));
 	msr = first_name(pmu, msr);
 	if (in_range(msr, MSR_PERFEVTSEL0, PMU_MAX_GP, &i)) {
 		*val = pmu->evtsel[i];
@@ -878,6 +1096,11 @@ enum pmu_result pmu_rdmsr(struct pmu *pmu, uint32_t msr, uint64_t *val)
 	if (in_range(msr, MSR_FIXED_CTR0, PMU_MAX_FIXED, &i)) {
 		*val = pmu->fixed[i];
 		return has_fixed(pmu, i) ? PMU_OK : PMU_GP;
+	}
+	i = extra_index(pmu, msr);
+	if (i < PMU_MAX_EXTRA) {
+		*val = pmu->extra[i];
+		return PMU_OK;
 	}
 
 	switch (msr) {
@@ -967,6 +1190,9 @@ static enum pmu_result write_reg(struct pmu *pmu, uint32_t msr, uint64_t val)
 			slots_written(pmu, before);
 		return PMU_OK;
 	}
+	i = extra_index(pmu, msr);
+	if (i < PMU_MAX_EXTRA)
+		return store(&pmu->extra[i], val, var->extra[i].bits);
 
 	switch (msr) {
 	case MSR_MPERF:
@@ -1014,16 +1240,21 @@ static enum pmu_result write_reg(struct pmu *pmu, uint32_t msr, uint64_t val)
 enum pmu_result pmu_wrmsr(struct pmu *pmu, uint32_t msr, uint64_t val)
 {
 	enum pmu_result ret = write_reg(pmu, msr, val);
+	uint64_t reg = pmu_register_of_msr(pmu, msr);
 
-	if (ret == PMU_OK)
-		update_live(pmu);
-	return ret;
+	if (ret != PMU_OK)
+		return ret;
+	if (reg)
+		written(pmu, __builtin_ctzll(reg), val);
+	update_live(pmu);
+	return PMU_OK;
 }
 
 enum pmu_result pmu_rdpmc(struct pmu *pmu, uint32_t ecx, uint64_t *val)
 {
 	unsigned int index = ecx & 0xffff;
 
+	saved(pmu, pmu_register_of_rdpmc(pmu, ecx));
 	switch (ecx >> 16) {
 	case 0x0000:
 		if (index >= pmu->var->nr_gp)
@@ -1042,6 +1273,7 @@ enum pmu_result pmu_rdpmc(struct pmu *pmu, uint32_t ecx, uint64_t *val)
 		if (pmu->fixed_ctrl & FIXED_CLEAR_METRICS && reads(pmu, PMU_RDPMC_CLEARS)) {
 			pmu->fixed[SLOTS_COUNTER] = 0;
 			memset(pmu->metric, 0, sizeof(pmu->metric));
+			written(pmu, METRICS_REGISTER, 0);
 		}
 		return PMU_OK;
 	default:
@@ -1062,6 +1294,28 @@ bool pmu_debugctl_valid(const struct pmu *pmu, uint64_t val)
 void pmu_load(struct pmu *pmu, uint32_t msr, uint64_t val)
 {
 	(void)pmu_wrmsr(pmu, msr, val);
+}
+
+void pmu_enter_smm(struct pmu *pmu)
+{
+	pmu->smm_froze = pmu->debugctl & DEBUGCTL_FREEZE_IN_SMM;
+	if (!pmu->smm_froze)
+		return;
+	pmu->smm_global_ctrl = pmu->global_ctrl;
+	pmu->smm_debugctl = pmu->debugctl;
+	pmu->global_ctrl = 0;
+	pmu->debugctl &= ~(DEBUGCTL_LBR | DEBUGCTL_BTF);
+	update_live(pmu);
+}
+
+void pmu_leave_smm(struct pmu *pmu)
+{
+	if (!pmu->smm_froze)
+		return;
+	pmu->smm_froze = false;
+	pmu->global_ctrl = pmu->smm_global_ctrl;
+	pmu->debugctl = pmu->smm_debugctl;
+	update_live(pmu);
 }
 
 /* Steps it takes at least to make @left of a quantity. */
@@ -1092,7 +1346,7 @@ uint64_t pmu_next_overflow(const struct pmu *pmu)
 
 		if (!(gp_rings(pmu, i) & here) || !(pmu->evtsel[i] & EVTSEL_INT))
 			continue;
-		if (pmu->evtsel[i] & EVTSEL_INV && pmu->evtsel[i] >> EVTSEL_CMASK_SHIFT)
+		if (pmu->evtsel[i] & EVTSEL_INV && pmu->evtsel[i] & EVTSEL_CMASK)
 			quantity = PMU_Q_CYCLES;
 		if (quantity != PMU_Q_NONE)
 			next = min_u64(next, steps_until(size - pmu->gp[i], quantity));

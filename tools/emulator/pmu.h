@@ -26,6 +26,7 @@ extern "C" {
 #define PMU_MAX_GP	8
 #define PMU_MAX_FIXED	7	/* highest counter known: 6, on E-cores */
 #define PMU_NR_METRICS	8
+#define PMU_MAX_EXTRA	5
 
 /*
  * What the core reports, counted from power-up on.
@@ -93,8 +94,14 @@ struct pmu_variant {
 	uint8_t nr_arch_events;		/* CPUID.0xA:EAX[31:24] */
 	uint8_t nr_metrics;		/* of PERF_METRICS; 0: no such MSR */
 	bool anythread;			/* ANY bits exist */
+	bool perfmon_ext;		/* CPUID leaf 0x23, EQ and UMASK2 exist */
 	bool vmexit_save_global_ctrl;	/* VM-Exit control 30 */
 	uint64_t perf_capabilities;
+	/* Registers that say more of an event, e.g. which misses it is to count. */
+	struct {
+		uint32_t msr;
+		uint64_t bits;		/* that may be written */
+	} extra[PMU_MAX_EXTRA];
 };
 
 /*
@@ -136,12 +143,29 @@ enum pmu_reading {
 
 #define PMU_POISON	0xa5
 
+/*
+ * Who made what a register holds, so that the caller sees it when state of one owner
+ * becomes readable to another.  Registers have the numbers of their bits in
+ * GLOBAL_CTRL: general-purpose counters from 0 on, fixed ones from 32 on, and 48 for
+ * PERF_METRICS with the counts behind it.
+ */
+enum pmu_maker {
+	PMU_NOBODY,		/* RESET, or the host, which wrote 0 */
+	PMU_GIVEN,		/* the host, which wrote it for whoever is next to see it */
+	PMU_HOST,		/* the host, by counting */
+	PMU_SEVERAL,		/* one counted on top of what another had made */
+	PMU_GUESTS		/* from here on guests, by numbers of the caller's */
+};
+
+#define PMU_NR_REGISTERS	49
+
 /* State of one logical processor.  Private to the model but for var and live. */
 struct pmu {
 	const struct pmu_variant *var;
 	uint32_t readings;		/* bitmap of enum pmu_reading */
 
 	uint64_t evtsel[PMU_MAX_GP];
+	uint64_t extra[PMU_MAX_EXTRA];
 	uint64_t gp[PMU_MAX_GP];
 	uint64_t fixed[PMU_MAX_FIXED];
 	uint64_t metric[PMU_NR_METRICS];	/* internal counts, slots * 255 */
@@ -150,6 +174,9 @@ struct pmu {
 	uint64_t global_status;
 	uint64_t debugctl;
 	uint64_t misc_enable;
+	uint64_t smm_global_ctrl;	/* put back when SMM is left, */
+	uint64_t smm_debugctl;
+	bool smm_froze;			/* if it froze the counters */
 	uint64_t unhalted_base[2];	/* what MPERF and APERF count from */
 
 	struct pmu_activity last;	/* latest report */
@@ -166,6 +193,13 @@ struct pmu {
 	bool metrics_counted;		/* since PERF_METRICS was written */
 	uint64_t metrics_seen;		/* latest value written or read */
 	unsigned int metrics_reads;
+
+	/* Whose state this is, enum pmu_maker and bitmaps of registers; see pmu_run(). */
+	uint32_t running;		/* PMU_HOST, or a guest */
+	uint32_t made_by[PMU_NR_REGISTERS];
+	uint64_t readable;		/* by the guest that runs */
+	uint64_t host_counts;		/* on behalf of the host while it runs */
+	uint64_t unsaved;		/* made by a guest, and not read by the host since */
 };
 
 /* Result of an access: done; #GP(0); or not a register of the PMU. */
@@ -182,7 +216,7 @@ struct pmu_cpuid {
 
 /**
  * pmu_variant_by_name() - find a variant by its name
- * @name: "spr", "icl", "skx", "ecore"
+ * @name: "spr", "icl", "rpl", "skx", "srf", "cwf"
  *
  * Return: the variant, NULL if there is none of that name ("none", too).
  */
@@ -228,12 +262,14 @@ void pmu_reset(struct pmu *pmu);
  * pmu_cpuid() - put what the PMU announces into a leaf of CPUID
  * @pmu: state
  * @leaf: EAX as given to CPUID
+ * @subleaf: ECX
  * @r: what the CPU model answers; changed in leaves 1 (signature, PDCM on, DS,
- *     DTES64 and DS-CPL off) and 0xA, all others are left alone
+ *     DTES64 and DS-CPL off) and 0xA, and if there is leaf 0x23, in that one and in
+ *     leaves 0 and 7, which announce it; all others are left alone
  *
  * (SDM volume 2, "CPUID".)
  */
-void pmu_cpuid(const struct pmu *pmu, uint32_t leaf, struct pmu_cpuid *r);
+void pmu_cpuid(const struct pmu *pmu, uint32_t leaf, uint32_t subleaf, struct pmu_cpuid *r);
 
 /**
  * pmu_report() - count up to now
@@ -319,6 +355,21 @@ bool pmu_debugctl_valid(const struct pmu *pmu, uint64_t val);
 void pmu_load(struct pmu *pmu, uint32_t msr, uint64_t val);
 
 /**
+ * pmu_enter_smm() - an SMI is delivered
+ * @pmu: state, reported up to now
+ *
+ * If DEBUGCTL.FREEZE_WHILE_SMM is set, GLOBAL_CTRL is 0, and LBR and BTF of DEBUGCTL
+ * are, until pmu_leave_smm().  (SDM volume 3, "IA32_DEBUGCTL MSR".)
+ */
+void pmu_enter_smm(struct pmu *pmu);
+
+/**
+ * pmu_leave_smm() - RSM
+ * @pmu: state, reported up to now
+ */
+void pmu_leave_smm(struct pmu *pmu);
+
+/**
  * pmu_next_overflow() - when to report next, for PMIs to come in time
  * @pmu: state, reported up to now
  *
@@ -338,6 +389,56 @@ uint64_t pmu_next_overflow(const struct pmu *pmu);
  * then asks pmu_lvtpc_delivers().
  */
 bool pmu_take_pmi(struct pmu *pmu);
+
+/**
+ * pmu_registers() - the registers that tell what was counted
+ * @pmu: state
+ *
+ * Return: a bitmap of all that can be read with RDPMC.
+ */
+uint64_t pmu_registers(const struct pmu *pmu);
+
+/**
+ * pmu_register_of_msr() - which of them an MSR is
+ * @pmu: state
+ * @msr: register
+ *
+ * Return: a bitmap of one, or 0.
+ */
+uint64_t pmu_register_of_msr(const struct pmu *pmu, uint32_t msr);
+
+/**
+ * pmu_register_of_rdpmc() - which of them RDPMC reads
+ * @pmu: state
+ * @ecx: see pmu_rdpmc()
+ *
+ * Return: a bitmap of one, or 0.
+ */
+uint64_t pmu_register_of_rdpmc(const struct pmu *pmu, uint32_t ecx);
+
+/**
+ * pmu_run() - VM-Entry or VM-Exit
+ * @pmu: state, reported up to now
+ * @who: PMU_HOST, or the guest that writes and counts from now on
+ * @readable: registers that this guest reads without a VM-Exit, 0 for the host
+ * @host_counts: registers that count for the host all the same, as they don't stop at
+ *		 VM-Exit
+ *
+ * What the host has written, and the guest can read, is the guest's from then on.
+ */
+void pmu_run(struct pmu *pmu, uint32_t who, uint64_t readable, uint64_t host_counts);
+
+/**
+ * pmu_foreign() - what isn't to be seen by who runs
+ * @pmu: state, reported up to now
+ * @registers: bitmap of registers
+ *
+ * A counter of 0 tells nothing, whoever made it so.  That isn't true of PERF_METRICS,
+ * which may have counts behind it, and tells of SLOTS, too.
+ *
+ * Return: a bitmap of those of @registers that somebody else made.
+ */
+uint64_t pmu_foreign(const struct pmu *pmu, uint64_t registers);
 
 /**
  * pmu_lvtpc_delivers() - pass a performance-monitoring interrupt through LVTPC

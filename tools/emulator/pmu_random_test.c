@@ -40,6 +40,7 @@
 #define INUSE		0x392
 #define PEBS_ENABLE	0x3f1
 #define PMC(i)		(0x4c1 + (i))
+#define NR_EXTRA	6
 #define V6_PMC(i)	(0x1900 + 4 * (i))
 #define V6_EVTSEL(i)	(0x1901 + 4 * (i))
 #define V6_FIXED(i)	(0x1980 + 4 * (i))
@@ -53,21 +54,34 @@ static const struct kind {
 	unsigned int metrics;		/* with them come SLOTS and its event */
 	bool any;
 	uint64_t capabilities;
+	uint64_t extra[NR_EXTRA];	/* bits of registers that say more of an event */
 } kinds[] = {
-	{ "spr",   5, { 1, 1, 1, 1, 0, 0, 0 }, 8, false, BIT(13) | BIT(15) },
-	{ "icl",   5, { 1, 1, 1, 1, 0, 0, 0 }, 4, false, BIT(13) | BIT(15) },
-	{ "skx",   4, { 1, 1, 1, 0, 0, 0, 0 }, 0, true,	 BIT(13) },
-	{ "ecore", 6, { 1, 1, 1, 0, 1, 1, 1 }, 0, false, BIT(13) },
+	{ "spr",   5, { 1, 1, 1, 1, 0, 0, 0 }, 8, false, BIT(12) | BIT(13) | BIT(15),
+	  { 0x3fffffffff, 0x3fffffffff, 0xffff, 0x7fff1f } },
+	{ "icl",   5, { 1, 1, 1, 1, 0, 0, 0 }, 4, false, BIT(12) | BIT(13) | BIT(15),
+	  { 0x3fffffbfff, 0x3fffffbfff, 0xffff, 0x7fff17 } },
+	{ "rpl",   5, { 1, 1, 1, 1, 0, 0, 0 }, 8, false, BIT(13),
+	  { 0x3fffffffff, 0x3fffffffff, 0xffff, 0x7fff1f } },
+	{ "skx",   4, { 1, 1, 1, 0, 0, 0, 0 }, 0, true,	 BIT(12) | BIT(13),
+	  { 0x3fffff8fff, 0x3fffff8fff, 0xffff, 0x7fff17 } },
+	{ "srf",   6, { 1, 1, 1, 0, 0, 0, 0 }, 0, false, BIT(12) | BIT(13),
+	  { 0x800ff3ffffffffff, 0xff3ffffffffff, 0xffff, 0, UINT64_MAX, UINT64_MAX } },
+	{ "cwf",   6, { 1, 1, 1, 0, 1, 1, 1 }, 0, false, BIT(12) | BIT(13),
+	  { 0x800ff3ffffffffff, 0xff3ffffffffff, 0xffff, 0, UINT64_MAX, UINT64_MAX } },
 };
+
+static const uint32_t extra_msr[NR_EXTRA] = { 0x1a6, 0x1a7, 0x3f6, 0x3f7, 0x1328, 0x1329 };
 
 struct reference {
 	const struct kind *kind;
 	uint64_t evtsel[NR_GP], gp[NR_GP], fixed[NR_FIXED];
 	uint64_t metric[NR_METRICS];	/* 255ths of slots */
-	uint64_t fixed_ctrl, global_ctrl, status, debugctl, misc_enable;
+	uint64_t fixed_ctrl, global_ctrl, status, debugctl, misc_enable, extra[NR_EXTRA];
 	uint64_t mperf, aperf;
 	bool user, pmi;
 	unsigned int pmis;		/* raised so far */
+	bool smm_froze;
+	uint64_t smm_global_ctrl, smm_debugctl;	/* then, what they were before */
 
 	/* within a step */
 	bool stopped;			/* frozen when it began */
@@ -200,6 +214,8 @@ static bool raw_slots(uint64_t sel, const char *slots, unsigned int *n)
 static unsigned int occurrences(uint64_t sel, unsigned int what, bool tick, bool *level)
 {
 	*level = false;
+	if (sel >> 40)			/* UMASK2: another event */
+		return 0;
 	switch (sel & 0xffff) {
 	case 0x00c0:
 		return what & INSTRUCTION ? 1 : 0;
@@ -233,16 +249,17 @@ static unsigned int occurrences(uint64_t sel, unsigned int what, bool tick, bool
 static unsigned int gp_count(uint64_t sel, const char *slots, unsigned int what, bool tick)
 {
 	unsigned int cmask = sel >> 24 & 0xff;
-	bool edge = bit(sel, 18), inv = bit(sel, 23), level;
+	bool edge = bit(sel, 18), inv = bit(sel, 23), eq = bit(sel, 36), level, met;
 	unsigned int n = occurrences(sel, what, tick, &level);
 
 	if (raw_slots(sel, slots, &n))
 		return n;
+	met = cmask && eq ? n == cmask : n >= cmask;
 	if (edge)
-		return !level && n && n >= cmask;
+		return !level && n && met;
 	if (!cmask)
 		return n;
-	return inv ? n < cmask : n >= cmask;
+	return met != inv;
 }
 
 /*
@@ -436,6 +453,12 @@ static enum pmu_result ref_rdmsr(uint32_t msr, uint64_t *val)
 			return ref.kind->fixed[i] ? PMU_OK : PMU_GP;
 		}
 	}
+	for (unsigned int i = 0; i < NR_EXTRA; i++) {
+		if (msr == extra_msr[i]) {
+			*val = ref.extra[i];
+			return ref.kind->extra[i] ? PMU_OK : PMU_FOREIGN;
+		}
+	}
 
 	switch (msr) {
 	case MPERF:
@@ -484,8 +507,10 @@ static enum pmu_result ref_rdmsr(uint32_t msr, uint64_t *val)
 static bool may_set(uint32_t msr, unsigned int b)
 {
 	for (unsigned int i = 0; i < NR_GP; i++) {
+		if (msr == EVTSEL(i) && b >= 32)
+			return ref.kind->version >= 6 && (b == 36 || (b >= 40 && b < 48));
 		if (msr == EVTSEL(i))
-			return b < 32 && (b != 21 || ref.kind->any);
+			return b != 21 || ref.kind->any;
 		if (msr == PERFCTR(i))
 			return true;
 		if (msr == PMC(i))
@@ -494,12 +519,16 @@ static bool may_set(uint32_t msr, unsigned int b)
 	for (unsigned int i = 0; i < NR_FIXED; i++)
 		if (msr == FIXED(i))
 			return b < WIDTH;
+	for (unsigned int i = 0; i < NR_EXTRA; i++)
+		if (msr == extra_msr[i])
+			return bit(ref.kind->extra[i], b);
 
 	switch (msr) {
 	case MISC_ENABLE:
 		return b == 0 || b == 3 || b == 16 || b == 7 || b == 11 || b == 12;
 	case DEBUGCTL:
-		return b == 0 || b == 1 || b == 11 || b == 12;
+		return b == 0 || b == 1 || b == 11 || b == 12 ||
+		       (b == 14 && bit(ref.kind->capabilities, 12));
 	case METRICS:
 		return b < 8 * ref.kind->metrics;
 	case FIXED_CTRL:
@@ -556,6 +585,9 @@ static enum pmu_result ref_wrmsr(uint32_t msr, uint64_t val)
 	for (unsigned int i = 0; i < NR_FIXED; i++)
 		if (msr == FIXED(i))
 			ref.fixed[i] = val;
+	for (unsigned int i = 0; i < NR_EXTRA; i++)
+		if (msr == extra_msr[i])
+			ref.extra[i] = val;
 
 	switch (msr) {
 	case MPERF:
@@ -683,7 +715,7 @@ static void compare_all(void)
 {
 	static const uint32_t singles[] = {
 		MPERF, APERF, MISC_ENABLE, DEBUGCTL, METRICS, FIXED_CTRL, STATUS, GLOBAL_CTRL,
-		INUSE,
+		INUSE, 0x1a6, 0x1a7, 0x3f6, 0x3f7, 0x1328, 0x1329,
 	};
 	struct pmu copy = pmu;
 
@@ -748,7 +780,8 @@ static uint32_t random_msr(void)
 	case 17:
 		return 0x1900 + below(4 * NR_GP);
 	case 18:
-		return one_in(2) ? 0x1980 + below(4 * NR_FIXED) :
+		return one_in(3) ? 0x1980 + below(4 * NR_FIXED) :
+		       one_in(3) ? extra_msr[below(NR_EXTRA)] :
 		       one_in(20) ? random64() : neighbours[below(ARRAY_SIZE(neighbours))];
 	default:
 		return others[below(ARRAY_SIZE(others))];
@@ -786,6 +819,10 @@ static uint64_t plausible(uint32_t msr)
 			val |= random64() & (BIT(18) | BIT(19) | BIT(21) | BIT(23));
 		if (one_in(2))
 			val |= (uint64_t)cmasks[below(ARRAY_SIZE(cmasks))] << 24;
+		if (one_in(4))
+			val |= random64() & BIT(36);
+		if (one_in(8))
+			val |= BIT(40 + below(8));
 		return legal(msr, val);
 	}
 
@@ -1109,6 +1146,33 @@ static void sample(void)
 		change_ring();
 }
 
+/* Into SMM or out of it, as may be; what was frozen may change in it. */
+static void change_smm(void)
+{
+	bool leave = ref.smm_froze || one_in(4);
+
+	note(leave ? "RSM" : "SMI", 0, 0);
+	report();
+	if (leave) {
+		pmu_leave_smm(&pmu);
+		if (ref.smm_froze) {
+			ref.global_ctrl = ref.smm_global_ctrl;
+			ref.debugctl = ref.smm_debugctl;
+		}
+		ref.smm_froze = false;
+	} else {
+		pmu_enter_smm(&pmu);
+		ref.smm_froze = bit(ref.debugctl, 14);
+		if (ref.smm_froze) {
+			ref.smm_global_ctrl = ref.global_ctrl;
+			ref.smm_debugctl = ref.debugctl;
+			ref.global_ctrl = 0;
+			ref.debugctl &= ~3ull;
+		}
+	}
+	promised = 0;
+}
+
 static void take_pmi(void)
 {
 	note("take PMI", ref.pmi, 0);
@@ -1183,6 +1247,9 @@ static void operate(void)
 		break;
 	case 40: case 41:
 		sample();
+		break;
+	case 42: case 43:
+		change_smm();
 		break;
 	}
 }

@@ -36,6 +36,8 @@
 #define EN		BIT(22)
 #define INV		BIT(23)
 #define CMASK(n)	((uint64_t)(n) << 24)
+#define EQ		BIT(36)
+#define UMASK2(n)	((uint64_t)(n) << 40)
 
 /* EVENT | UMASK << 8, as PERFEVTSEL holds them. */
 #define CYCLES		0x003c
@@ -56,17 +58,28 @@
 #define MISPREDICTS	0x08a4
 #define MEMORY_BOUND	0x10a4
 
-static const char *const names[] = { "spr", "icl", "skx", "ecore" };
+static const char *const names[] = { "spr", "icl", "rpl", "skx", "srf", "cwf" };
 
 /* What is documented of each. */
 static const struct expectation {
 	unsigned int version, fixed_mask, contiguous, metrics, caps;
 	bool anythread, save;
+	unsigned int signature;		/* if the model's own is Sapphire Rapids' */
+	/* bits of OFFCORE_RSP 0 and 1, PEBS_LD_LAT, PEBS_FRONTEND, SNOOP_RSP 0 and 1 */
+	uint64_t extra[6];
 } expected[] = {
-	{ 5, 0x0f, 4, 8, 0xa000, false, true },
-	{ 5, 0x0f, 4, 4, 0xa000, false, false },
-	{ 4, 0x07, 3, 0, 0x2000, true, false },
-	{ 6, 0x77, 3, 0, 0x2000, false, true },
+	{ 5, 0x0f, 4, 8, 0xb000, false, true, 0x806f8,
+	  { 0x3fffffffff, 0x3fffffffff, 0xffff, 0x7fff1f } },
+	{ 5, 0x0f, 4, 4, 0xb000, false, false, 0x806f8,
+	  { 0x3fffffbfff, 0x3fffffbfff, 0xffff, 0x7fff17 } },
+	{ 5, 0x0f, 4, 8, 0x2000, false, true, 0xb0671,
+	  { 0x3fffffffff, 0x3fffffffff, 0xffff, 0x7fff1f } },
+	{ 4, 0x07, 3, 0, 0x3000, true, false, 0x806f8,
+	  { 0x3fffff8fff, 0x3fffff8fff, 0xffff, 0x7fff17 } },
+	{ 6, 0x07, 3, 0, 0x3000, false, true, 0xa06f3,
+	  { 0x800ff3ffffffffff, 0xff3ffffffffff, 0xffff, 0, UINT64_MAX, UINT64_MAX } },
+	{ 6, 0x77, 3, 0, 0x3000, false, true, 0xd06d0,
+	  { 0x800ff3ffffffffff, 0xff3ffffffffff, 0xffff, 0, UINT64_MAX, UINT64_MAX } },
 };
 
 #define NR_VARIANTS	ARRAY_SIZE(names)
@@ -263,16 +276,16 @@ static void test_cpuid(const struct expectation *e)
 	struct pmu_cpuid r = { .ecx = 0xffffffff, .edx = 0xffffffff };
 
 	r.eax = 0x806f8;
-	pmu_cpuid(&pmu, 1, &r);
-	check_eq(r.eax, e->fixed_mask == 0x77 ? 0xa06f3 : 0x806f8);
+	pmu_cpuid(&pmu, 1, 0, &r);
+	check_eq(r.eax, e->signature);
 	check_eq(r.ecx, 0xffffffff & ~(BIT(2) | BIT(4)));
 	check_eq(r.edx, 0xffffffff & ~BIT(21));
 	r.ecx = 0;
-	pmu_cpuid(&pmu, 1, &r);
+	pmu_cpuid(&pmu, 1, 0, &r);
 	check_eq(r.ecx, BIT(15));
 
 	memset(&r, 0xff, sizeof(r));
-	pmu_cpuid(&pmu, 0xa, &r);
+	pmu_cpuid(&pmu, 0xa, 0, &r);
 	check_eq(r.eax & 0xff, e->version);
 	check_eq(r.eax >> 8 & 0xff, 8);
 	check_eq(r.eax >> 16 & 0xff, WIDTH);
@@ -283,16 +296,41 @@ static void test_cpuid(const struct expectation *e)
 	check_eq(r.edx >> 5 & 0xff, WIDTH);
 	check_eq(r.edx >> 13, e->anythread ? 0 : 4);		/* bit 15 */
 
-	r = (struct pmu_cpuid){ 1, 2, 3, 4 };
-	pmu_cpuid(&pmu, 7, &r);
-	check(r.eax == 1 && r.ebx == 2 && r.ecx == 3 && r.edx == 4);
 	check_eq(pmu.var->vmexit_save_global_ctrl, e->save);
+}
+
+/* The leaf that came with version 6, what announces it, and that it changes no other. */
+static void test_cpuid_perfmon_ext(const struct expectation *e)
+{
+	const struct { uint32_t leaf, subleaf; struct pmu_cpuid own, right; } leaves[] = {
+		{ 0, 0, { 0x20, 2, 3, 4 }, { 0x23, 2, 3, 4 } },
+		{ 0, 0, { 0x24, 2, 3, 4 }, { 0x24, 2, 3, 4 } },
+		{ 7, 0, { 1, 2, 3, 4 }, { 1, 2, 3, 4 } },
+		{ 7, 1, { 1, 2, 3, 4 }, { 0x101, 2, 3, 4 } },
+		{ 7, 2, { 1, 2, 3, 4 }, { 1, 2, 3, 4 } },
+		{ 0x22, 0, { 1, 2, 3, 4 }, { 1, 2, 3, 4 } },
+		{ 0x23, 0, { 1, 2, 3, 4 }, { 0xb, 3, 6, 0 } },
+		{ 0x23, 1, { 1, 2, 3, 4 }, { 0xff, e->fixed_mask, 0, 0 } },
+		{ 0x23, 2, { 1, 2, 3, 4 }, { 0, 0, 0, 0 } },
+		{ 0x23, 3, { 1, 2, 3, 4 }, { 0x7f, 0, 0, 0 } },
+		{ 0x23, 4, { 1, 2, 3, 4 }, { 0, 0, 0, 0 } },
+	};
+
+	for (unsigned int i = 0; i < ARRAY_SIZE(leaves); i++) {
+		struct pmu_cpuid r = leaves[i].own;
+
+		pmu_cpuid(&pmu, leaves[i].leaf, leaves[i].subleaf, &r);
+		check(!memcmp(&r, e->version >= 6 ? &leaves[i].right : &leaves[i].own, sizeof(r)),
+		      "leaf %#x.%u", leaves[i].leaf, leaves[i].subleaf);
+	}
 }
 
 static void test_evtsel(const struct expectation *e)
 {
 	uint64_t legal = 0xffffffff & ~(e->anythread ? 0 : BIT(21));
 
+	if (e->version >= 6)
+		legal |= EQ | UMASK2(0xff);
 	for (unsigned int i = 0; i < 8; i++) {
 		check_eq(writable_bits(EVTSEL(i)), legal);
 		wr(EVTSEL(i), legal);
@@ -463,7 +501,7 @@ static void test_other_registers(const struct expectation *e)
 		0x10, 0xc0, 0xc9, 0x185, 0x18e, 0x19f, 0x1a1, 0x1d8, 0x308, 0x310,
 		0x328, 0x32a, 0x344, 0x346, 0x38c, 0x393, 0x4c0, 0x4c9, 0xc0000080,
 	};
-	uint64_t val;
+	uint64_t val, debugctl;
 
 	for (unsigned int i = 0; i < ARRAY_SIZE(foreign); i++) {
 		check(pmu_rdmsr(&pmu, foreign[i], &val) == PMU_FOREIGN, "%#x", foreign[i]);
@@ -472,9 +510,12 @@ static void test_other_registers(const struct expectation *e)
 	check(rd_faults(0x3f1) && wr_faults(0x3f1, 0));	/* no PEBS */
 
 	/* freeze on PMI; LBR, BTF and freeze LBRs, but no BTS without DS */
-	check_eq(writable_bits(DEBUGCTL), BIT(0) | BIT(1) | BIT(11) | BIT(12));
+	debugctl = BIT(0) | BIT(1) | BIT(11) | BIT(12);
+	if (e->caps & BIT(12))			/* freeze in SMM */
+		debugctl |= BIT(14);
+	check_eq(writable_bits(DEBUGCTL), debugctl);
 	for (unsigned int i = 0; i < 64; i++)
-		check_eq(pmu_debugctl_valid(&pmu, BIT(i)), i == 0 || i == 1 || i == 11 || i == 12);
+		check_eq(pmu_debugctl_valid(&pmu, BIT(i)), debugctl >> i & 1);
 
 	/* fast strings, PMU there; neither BTS nor PEBS, read-only */
 	check_eq(rd(MISC_ENABLE), BIT(0) | BIT(7) | BIT(11) | BIT(12));
@@ -485,6 +526,31 @@ static void test_other_registers(const struct expectation *e)
 
 	if (!e->metrics)
 		check(rd_faults(METRICS) && wr_faults(METRICS, 0));
+}
+
+/* Each keeps what is written; those of other CPUs are none of the PMU's. */
+static void test_extra_registers(const struct expectation *e)
+{
+	static const uint32_t msrs[] = { 0x1a6, 0x1a7, 0x3f6, 0x3f7, 0x1328, 0x1329 };
+	uint64_t val;
+
+	for (unsigned int i = 0; i < ARRAY_SIZE(msrs); i++) {
+		if (!e->extra[i]) {
+			check(pmu_rdmsr(&pmu, msrs[i], &val) == PMU_FOREIGN, "%#x", msrs[i]);
+			check(pmu_wrmsr(&pmu, msrs[i], 0) == PMU_FOREIGN, "%#x", msrs[i]);
+			continue;
+		}
+		check_eq(writable_bits(msrs[i]), e->extra[i]);
+		wr(msrs[i], e->extra[i] & ~BIT(i));
+	}
+	for (unsigned int i = 0; i < ARRAY_SIZE(msrs); i++)
+		if (e->extra[i])
+			check_eq(rd(msrs[i]), e->extra[i] & ~BIT(i));
+	check(pmu_rdmsr(&pmu, 0, &val) == PMU_FOREIGN);
+	pmu_reset(&pmu);
+	for (unsigned int i = 0; i < ARRAY_SIZE(msrs); i++)
+		if (e->extra[i])
+			check_eq(rd(msrs[i]), 0);
 }
 
 static void test_rdpmc(const struct expectation *e)
@@ -630,9 +696,9 @@ static void test_topdown_events_of_others(void)
 		check_eq(!!counted(RETIRING, PMU_STEP, 10), expected[v].metrics >= 4);
 		check_eq(!!counted(FRONTEND_BOUND, PMU_STEP, 10), expected[v].metrics >= 4);
 		check_eq(!!counted(BACKEND_BOUND, PMU_STEP, 10), expected[v].metrics >= 4);
-		check_eq(counted(BAD_SPECULATION, PMU_ABORTED, 10), 0);
-		check_eq(counted(MISPREDICTS, PMU_BRANCH_NOT_TAKEN, 10), 0);
-		check_eq(counted(MEMORY_BOUND, PMU_LOAD, 10), 0);
+		check_eq(!!counted(BAD_SPECULATION, PMU_ABORTED, 10), expected[v].metrics == 8);
+		check_eq(!!counted(MISPREDICTS, PMU_BRANCH_NOT_TAKEN, 10), expected[v].metrics == 8);
+		check_eq(!!counted(MEMORY_BOUND, PMU_LOAD, 10), expected[v].metrics == 8);
 	}
 }
 
@@ -714,7 +780,7 @@ static void test_cost(void)
 /* Fixed counters 4 to 6: bad speculation, frontend bound, retiring. */
 static void test_efficient_core(void)
 {
-	power_up("ecore");
+	power_up("cwf");
 	wr(FIXED_CTRL, 0x1110000);
 	wr(GLOBAL_CTRL, 0x7000000000ull);
 	run(PMU_BRANCH_NOT_TAKEN, 10);
@@ -729,7 +795,7 @@ static void test_efficient_core(void)
 
 static void test_efficient_core_overflow(void)
 {
-	power_up("ecore");
+	power_up("cwf");
 	for (unsigned int i = 4; i < 7; i++) {
 		for (unsigned int pmi = 0; pmi < 2; pmi++) {
 			wr(FIXED_CTRL, (pmi ? 9ull : 1ull) << 4 * i);
@@ -952,6 +1018,47 @@ static void test_filters(void)
 	check_eq(counted(0xff | CMASK(1), PMU_LOAD, 10), 0);
 }
 
+/* EQ: as many as CMASK says and no more, or, inverted, any other number. */
+static void test_filters_of_version6(void)
+{
+	uint64_t cycles;
+
+	power_up("cwf");
+	cycles = counted(CYCLES, PMU_LOAD, 10);
+	check_eq(counted(ALL_LOADS | EQ, PMU_LOAD, 10), 10);	/* needs CMASK */
+	check_eq(counted(ALL_LOADS | EQ | EDGE, PMU_LOAD, 10), 10);
+	check_eq(counted(ALL_LOADS | EQ | CMASK(1), PMU_LOAD, 10), 10);
+	check_eq(counted(ALL_LOADS | EQ | CMASK(2), PMU_LOAD, 10), 0);
+	check_eq(counted(ALL_LOADS | EQ | CMASK(1) | INV, PMU_LOAD, 10), cycles - 10);
+	check_eq(counted(ALL_LOADS | EQ | CMASK(2) | INV, PMU_LOAD, 10), cycles);
+	check_eq(counted(0xff | EQ | CMASK(1) | INV, PMU_LOAD, 10), cycles);
+	check_eq(counted(0xff | EQ | CMASK(1), PMU_LOAD, 10), 0);
+
+	/* A second unit mask makes another event, none of which is modelled. */
+	for (unsigned int bit = 0; bit < 8; bit++)
+		check_eq(counted(ALL_LOADS | UMASK2(1 << bit), PMU_LOAD, 10), 0);
+	count_event(CYCLES | UMASK2(1) | INV | OS | EN | INT);
+	wr(PMC(0), MASK);
+	check_eq(pmu_next_overflow(&pmu), UINT64_MAX);
+}
+
+/* Slots come six in a cycle; no CPU with EQ has that event, so one is made up. */
+static void test_slots_equal(void)
+{
+	struct pmu_variant both = *pmu_variant_by_name("spr");
+	uint64_t cycles;
+
+	both.perfmon_ext = true;
+	pmu_init(&pmu, &both, 0);
+	cycles = counted(CYCLES, PMU_LOAD, 10);
+	check_eq(counted(SLOTS | EQ | CMASK(6), PMU_LOAD, 10), cycles);
+	check_eq(counted(SLOTS | EQ | CMASK(5), PMU_LOAD, 10), 0);
+	check_eq(counted(SLOTS | EQ | CMASK(7), PMU_LOAD, 10), 0);
+	check_eq(counted(SLOTS | EQ | CMASK(5) | INV, PMU_LOAD, 10), cycles);
+	check_eq(counted(SLOTS | EQ | CMASK(6) | INV, PMU_LOAD, 10), 0);
+	check_eq(counted(SLOTS | EQ, PMU_LOAD, 10), 6 * cycles);
+}
+
 /* Let @counter, which counts instructions or more, wrap on its last count. */
 static void check_overflow(uint32_t counter, uint64_t status, bool pmi)
 {
@@ -1127,6 +1234,41 @@ static void test_freeze_at_ring_change(void)
 	check(!pmu_take_pmi(&pmu));
 }
 
+static void test_freeze_in_smm(void)
+{
+	for (unsigned int freeze = 0; freeze < 2; freeze++) {
+		uint64_t debugctl = BIT(0) | BIT(1) | BIT(11) | (freeze ? BIT(14) : 0);
+
+		wr(DEBUGCTL, debugctl);
+		count_event(OS | EN | INT | INSTRUCTIONS);
+		run(PMU_STEP, 5);
+		pmu_enter_smm(&pmu);
+		check_eq(rd(GLOBAL_CTRL), freeze ? 0 : BIT(0));
+		check_eq(rd(DEBUGCTL), freeze ? BIT(11) | BIT(14) : debugctl);
+		check_eq(pmu_next_overflow(&pmu) == UINT64_MAX, freeze);
+		run(PMU_STEP, 100);
+		check_eq(rd(PMC(0)), freeze ? 5 : 105);
+		pmu_leave_smm(&pmu);
+		check_eq(rd(GLOBAL_CTRL), BIT(0));
+		check_eq(rd(DEBUGCTL), debugctl);
+		check(pmu_next_overflow(&pmu) != UINT64_MAX);
+		run(PMU_STEP, 7);
+		check_eq(rd(PMC(0)), freeze ? 12 : 112);
+	}
+
+	/* What is left alone isn't put back, and RESET forgets. */
+	wr(DEBUGCTL, 0);
+	pmu_enter_smm(&pmu);
+	wr(GLOBAL_CTRL, BIT(1));
+	pmu_leave_smm(&pmu);
+	check_eq(rd(GLOBAL_CTRL), BIT(1));
+	wr(DEBUGCTL, BIT(14));
+	pmu_enter_smm(&pmu);
+	pmu_reset(&pmu);
+	pmu_leave_smm(&pmu);
+	check_eq(rd(GLOBAL_CTRL), 0xff);
+}
+
 static void test_next_overflow(void)
 {
 	check_eq(pmu_next_overflow(&pmu), UINT64_MAX);
@@ -1194,7 +1336,7 @@ static void test_next_overflow(void)
 	check(pmu_next_overflow(&pmu) <= 100);
 
 	/* frontend bound: 12 in a branch whose target faults */
-	power_up("ecore");
+	power_up("cwf");
 	wr(FIXED_CTRL, 0x900000);
 	wr(FIXED(5), BIT(WIDTH) - 1200);
 	wr(GLOBAL_CTRL, BIT(37));
@@ -1915,6 +2057,257 @@ static void test_late_pmi(void)
 	check(!pmu_take_pmi(&pmu));
 }
 
+/* Guests that can read all registers themselves. */
+#define GUEST_A		(PMU_GUESTS + 7)
+#define GUEST_B		(PMU_GUESTS + 8)
+#define SLOTS_REG	BIT(35)
+#define METRICS_REG	BIT(48)
+
+static void enter(uint32_t who)
+{
+	pmu_run(&pmu, who, pmu_registers(&pmu), 0);
+}
+
+static void leave(void)
+{
+	pmu_run(&pmu, PMU_HOST, 0, 0);
+}
+
+static uint64_t foreign(void)
+{
+	return pmu_foreign(&pmu, pmu_registers(&pmu));
+}
+
+static uint64_t foreign_to(uint32_t who)
+{
+	uint64_t registers;
+
+	enter(who);
+	registers = foreign();
+	leave();
+	return registers;
+}
+
+static void test_register_numbers(const struct expectation *e)
+{
+	check_eq(pmu_registers(&pmu), counter_bits(e));
+	for (unsigned int i = 0; i < 9; i++) {
+		uint64_t gp = i < 8 ? BIT(i) : 0;
+		uint64_t fixed = e->fixed_mask & BIT(i) ? BIT(32 + i) : 0;
+
+		check_eq(pmu_register_of_msr(&pmu, PERFCTR(i)), gp);
+		check_eq(pmu_register_of_msr(&pmu, PMC(i)), gp);
+		check_eq(pmu_register_of_msr(&pmu, FIXED(i)), fixed);
+		check_eq(pmu_register_of_msr(&pmu, 0x1900 + 4 * i), e->version == 6 ? gp : 0);
+		check_eq(pmu_register_of_msr(&pmu, 0x1980 + 4 * i), e->version == 6 ? fixed : 0);
+		check_eq(pmu_register_of_rdpmc(&pmu, i), gp);
+		check_eq(pmu_register_of_rdpmc(&pmu, 0x40000000 + i), fixed);
+		check_eq(pmu_register_of_rdpmc(&pmu, 0x20000000 + i), e->metrics && !i ? METRICS_REG : 0);
+		check_eq(pmu_register_of_rdpmc(&pmu, 0x10000000 + i), 0);
+	}
+	check_eq(pmu_register_of_msr(&pmu, METRICS), e->metrics ? METRICS_REG : 0);
+	check_eq(pmu_register_of_msr(&pmu, EVTSEL(0)), 0);
+	check_eq(pmu_register_of_msr(&pmu, GLOBAL_CTRL), 0);
+}
+
+static void test_owners_of_counters(void)
+{
+	static const uint32_t msrs[] = { PMC(5), FIXED(1), FIXED(3) };
+	static const uint64_t registers[] = { BIT(5), BIT(33), SLOTS_REG };
+
+	wr(EVTSEL(5), OS | EN | INSTRUCTIONS);
+	wr(FIXED_CTRL, 0x1010);
+	for (unsigned int i = 0; i < ARRAY_SIZE(msrs); i++) {
+		check_eq(foreign_to(GUEST_A), 0);
+
+		/* A guest counts or writes ... */
+		for (unsigned int writes = 0; writes < 2; writes++) {
+			enter(GUEST_A);
+			if (writes) {
+				wr(msrs[i], 3);
+			} else {
+				wr(GLOBAL_CTRL, registers[i]);
+				run(PMU_STEP, 1);
+				wr(GLOBAL_CTRL, 0);
+			}
+			check_eq(foreign(), 0);
+			leave();
+			check_eq(foreign(), registers[i]);
+			check_eq(foreign_to(GUEST_A), 0);
+			check_eq(foreign_to(GUEST_B), registers[i]);
+			/* ... and the host clears that. */
+			wr(msrs[i], 0);
+			check_eq(foreign() | foreign_to(GUEST_B), 0);
+		}
+
+		/* 0 is 0, whoever wrote it, or counted that far. */
+		enter(GUEST_A);
+		wr(msrs[i], 0);
+		check_eq(foreign_to(GUEST_B), 0);
+		enter(GUEST_A);
+		wr(msrs[i], MASK - (registers[i] == SLOTS_REG ? 5 : 0));
+		wr(GLOBAL_CTRL, registers[i]);
+		run(PMU_STEP, 1);
+		check_eq(rd(msrs[i]), 0);
+		check_eq(foreign_to(GUEST_B), 0);
+		leave();
+
+		/* The host counts. */
+		run(PMU_STEP, 1);
+		wr(GLOBAL_CTRL, 0);
+		check_eq(foreign(), 0);
+		check_eq(foreign_to(GUEST_A), registers[i]);
+
+		/* The host gives: to the first who sees it. */
+		wr(msrs[i], 5);
+		check_eq(foreign(), 0);
+		check_eq(foreign_to(GUEST_A), 0);
+		check_eq(foreign_to(GUEST_B), registers[i]);
+		check_eq(foreign(), registers[i]);
+
+		/* One counts on top of what another has made. */
+		enter(GUEST_B);
+		wr(GLOBAL_CTRL, registers[i]);
+		run(PMU_STEP, 1);
+		wr(GLOBAL_CTRL, 0);
+		check_eq(foreign(), registers[i]);
+		check_eq(foreign_to(GUEST_A), registers[i]);
+		leave();
+		check_eq(foreign(), registers[i]);
+		wr(msrs[i], 0);
+	}
+
+	/* What is enabled and counts nothing stays whose it is. */
+	wr(EVTSEL(5), OS | EN);
+	wr(PMC(5), 5);
+	wr(GLOBAL_CTRL, BIT(5));
+	run(PMU_STEP, 1);
+	wr(GLOBAL_CTRL, 0);
+	check_eq(foreign_to(GUEST_B), 0);
+
+	pmu_reset(&pmu);
+	check_eq(foreign() | foreign_to(GUEST_A), 0);
+}
+
+/* Only what a guest can read is given to it, and is asked for. */
+static void test_owners_readable(void)
+{
+	wr(PMC(0), 1);
+	pmu_run(&pmu, GUEST_A, BIT(1), 0);
+	leave();
+	check_eq(foreign_to(GUEST_B), 0);
+	check_eq(foreign_to(GUEST_A), BIT(0));
+	enter(GUEST_A);
+	check_eq(pmu_foreign(&pmu, BIT(1)), 0);
+	leave();
+
+	/* A counter that doesn't stop at VM-Exit is the host's. */
+	wr(FIXED_CTRL, 0x33);
+	wr(FIXED(0), 0);
+	wr(FIXED(1), 0);
+	wr(GLOBAL_CTRL, BIT(32) | BIT(33));
+	pmu_run(&pmu, GUEST_A, 0, BIT(32));
+	run(PMU_STEP, 1);
+	leave();
+	check_eq(pmu_foreign(&pmu, BIT(32) | BIT(33)), BIT(33));
+}
+
+static void test_owners_of_metrics(void)
+{
+	/* Nothing shows, but there may be something behind it. */
+	enter(GUEST_A);
+	wr(FIXED(3), 1000);
+	wr(METRICS, 0x40);
+	wr(FIXED(3), 0);
+	check_eq(rd(METRICS), 0);
+	check_eq(foreign(), 0);
+	check_eq(foreign_to(GUEST_B), METRICS_REG);
+	check_eq(foreign(), METRICS_REG);
+	wr(FIXED(3), 0);
+	check_eq(foreign(), METRICS_REG);
+	wr(METRICS, 0);
+	check_eq(foreign() | foreign_to(GUEST_B) | foreign_to(GUEST_A), 0);
+
+	/* Written before SLOTS, metrics are fractions of what was there. */
+	enter(GUEST_A);
+	wr(FIXED(3), 1000);
+	leave();
+	wr(METRICS, 0x40);
+	wr(FIXED(3), 2000);
+	check_eq(foreign_to(GUEST_B), METRICS_REG);
+
+	/* Who sees metrics sees something of SLOTS. */
+	wr(FIXED(3), 0);
+	wr(METRICS, 0);
+	enter(GUEST_A);
+	wr(FIXED(3), 1000);
+	enter(GUEST_B);
+	check_eq(pmu_foreign(&pmu, METRICS_REG), SLOTS_REG);
+	check_eq(pmu_foreign(&pmu, ~(SLOTS_REG | METRICS_REG)), 0);
+	leave();
+
+	/* Counted, by the host and by a guest. */
+	start_topdown();
+	run(PMU_STEP, 1);
+	check_eq(foreign(), 0);
+	check_eq(foreign_to(GUEST_A), SLOTS_REG | METRICS_REG);
+	start_topdown();
+	enter(GUEST_A);
+	run(PMU_STEP, 1);
+	check_eq(foreign(), 0);
+	leave();
+	wr(GLOBAL_CTRL, 0);
+	check_eq(foreign(), SLOTS_REG | METRICS_REG);
+	wr(FIXED(3), 0);
+	check_eq(foreign(), METRICS_REG);
+
+	/* Given. */
+	wr(METRICS, 0x40);
+	wr(FIXED(3), 1);
+	check_eq(foreign_to(GUEST_A), 0);
+	wr(FIXED(3), 0);
+	check_eq(foreign_to(GUEST_B), METRICS_REG);
+
+	/* RDPMC clears both. */
+	power_up_as("spr", "rdpmc-clears");
+	wr(FIXED_CTRL, BIT(14));
+	enter(GUEST_A);
+	wr(FIXED(3), 1000);
+	wr(METRICS, 0x40);
+	leave();
+	check_eq(rdpmc(0x20000000), 0x40);
+	check_eq(foreign(), 0);
+}
+
+static void test_unsaved(void)
+{
+	/* A guest has counted, or written, what it can read. */
+	start_topdown();
+	wr(EVTSEL(2), OS | EN | INSTRUCTIONS);
+	wr(GLOBAL_CTRL, BIT(2) | BIT(35) | BIT(48));
+	pmu_run(&pmu, GUEST_A, ~BIT(2), 0);
+	run(PMU_STEP, 1);
+	wr(GLOBAL_CTRL, 0);
+	wr(PMC(3), 0);
+	rd(PMC(3));
+	leave();
+	check_eq(pmu.unsaved, BIT(3) | SLOTS_REG | METRICS_REG);
+	/* The host reads it ... */
+	rd(FIXED(3));
+	check_eq(pmu.unsaved, BIT(3) | METRICS_REG);
+	rdpmc(0x20000000);
+	check_eq(pmu.unsaved, BIT(3));
+	/* ... or does not. */
+	wr(PMC(3), 0);
+	check_eq(pmu.unsaved, 0);
+
+	/* What was given is with the host. */
+	wr(PMC(3), 5);
+	enter(GUEST_A);
+	leave();
+	check_eq(pmu.unsaved, 0);
+}
+
 /*
  * What real CPUs were seen to say: SLOTS and metrics, from published logs of Tiger Lake,
  * Sapphire Rapids and Granite Rapids.
@@ -2011,6 +2404,7 @@ static const struct {
 } variant_tests[] = {
 	{ "reset values", test_reset },
 	{ "CPUID", test_cpuid },
+	{ "CPUID leaf 0x23", test_cpuid_perfmon_ext },
 	{ "PERFEVTSEL bits", test_evtsel },
 	{ "legacy counters sign-extend 32 bits", test_legacy_counters },
 	{ "full-width counters", test_full_width_counters },
@@ -2022,12 +2416,14 @@ static const struct {
 	{ "GLOBAL_INUSE", test_inuse },
 	{ "PERF_CAPABILITIES is read-only", test_capabilities },
 	{ "DEBUGCTL, MISC_ENABLE, absent and foreign registers", test_other_registers },
+	{ "registers that say more of an event", test_extra_registers },
 	{ "RDPMC of all types", test_rdpmc },
 	{ "VMX field checks and loads", test_vmx_fields },
 	{ "PERF_METRICS reads as written", test_metrics_exact },
 	{ "PERF_METRICS bits", test_metrics_reserved },
 	{ "PERF_METRICS rounds", test_metrics_rounding },
 	{ "second level of PERF_METRICS", test_metrics_second_level },
+	{ "numbers of registers", test_register_numbers },
 };
 
 /* on spr */
@@ -2052,10 +2448,13 @@ static const struct {
 	{ "OS and USR", test_rings },
 	{ "enable bits", test_enables },
 	{ "EDGE, INV and CMASK", test_filters },
+	{ "EQ and UMASK2", test_filters_of_version6 },
+	{ "EQ with six slots in a cycle", test_slots_equal },
 	{ "overflow and PMI at the last count", test_overflow },
 	{ "LVTPC's mask bit", test_lvtpc },
 	{ "freeze on PMI", test_freeze },
 	{ "freeze as the ring changes, of LBRs, in version 4", test_freeze_at_ring_change },
+	{ "freeze in SMM", test_freeze_in_smm },
 	{ "next overflow", test_next_overflow },
 	{ "SLOTS before PERF_METRICS, the order shows", test_metrics_order },
 	{ "PERF_METRICS goes on from restored values", test_metrics_continue },
@@ -2081,6 +2480,10 @@ static const struct {
 	{ "reading: two reads differ by one", test_reads_differ },
 	{ "reading: RDPMC clears", test_rdpmc_clears },
 	{ "reading: late PMI", test_late_pmi },
+	{ "whose a counter is", test_owners_of_counters },
+	{ "whose a counter is if the guest can't read it", test_owners_readable },
+	{ "whose PERF_METRICS is", test_owners_of_metrics },
+	{ "what the host has not read", test_unsaved },
 };
 
 int main(void)

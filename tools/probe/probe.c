@@ -842,7 +842,7 @@ static void restore(void)
 		return;
 	set_bits(MSR_GLOBAL_CTRL, BOTH, 0);
 	set_bits(MSR_FIXED_CTR_CTRL, FIXED3_ALL << FIXED3_SHIFT, 0);
-	/* No PMI comes any more. When an event goes, perf sets GLOBAL_CTRL. */
+	/* There won't be PMIs any more. It makes perf write all of GLOBAL_CTRL. */
 	close(guard);
 	set(MSR_FIXED_CTR3, saved.slots);
 	set(MSR_PERF_METRICS, saved.metrics);

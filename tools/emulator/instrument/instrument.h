@@ -29,7 +29,7 @@ public:
 	bool present() const { return pmu.var != NULL; }
 	bool saves_global_ctrl() const { return present() && pmu.var->vmexit_save_global_ctrl; }
 
-	void cpuid(Bit32u function, cpuid_function_t *leaf) const;
+	void cpuid(Bit32u function, Bit32u subfunction, cpuid_function_t *leaf) const;
 
 	/* As bx_cpuid_t::rdmsr(): 1 done, 0 #GP, -1 not a register of ours. */
 	int rdmsr(Bit32u index, Bit64u *val);
@@ -74,9 +74,13 @@ public:
 	/* VM-Entry succeeds: VMLAUNCH or VMRESUME retires in the host.  The
 	 * core steps once more behind it, which is then no instruction.
 	 */
-	void vmenter(void);
+	void vmenter(Bit64u rip);
+	static void vmptrld(Bit64u vmcs);
+	static void vmclear(Bit64u vmcs);
 	void load_global_ctrl(Bit64u val) { load(MSR_PERF_GLOBAL_CTRL, val); }
 	void load_debugctl(Bit64u val) { load(MSR_DEBUGCTL, val); }
+	void enter_smm(void) { change_smm(pmu_enter_smm); }
+	void leave_smm(void) { change_smm(pmu_leave_smm); }
 	Bit64u get_global_ctrl(void) { return get(MSR_PERF_GLOBAL_CTRL); }
 	Bit64u get_debugctl(void) { return get(MSR_DEBUGCTL); }
 
@@ -94,11 +98,16 @@ private:
 	} round_trip;
 
 	Bit64u retired(void) const;
+	Bit32u guest_of_vmcs(void);
+	Bit64u readable(void);
+	void check_user(void);
+	void check(Bit64u registers, const char *what, Bit64u rip);
 	void sync(void);
 	void change_cpl(unsigned to);
 	void enter_ring(unsigned to);
 	void leave_ring(unsigned from);
 	void load(Bit32u msr, Bit64u val);
+	void change_smm(void (*change)(struct pmu *pmu));
 	Bit64u get(Bit32u msr);
 	void arm(Bit64u at_least = 1);
 	void deliver(void);
