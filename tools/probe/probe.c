@@ -1030,13 +1030,14 @@ int main(int argc, char *argv[])
 	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (shared == MAP_FAILED)
 		die(TROUBLE, "no memory: %s", strerror(errno));
+	/* Before perf writes all of GLOBAL_CTRL, as it does for an event. */
+	save();
 	/* perf ignores PMIs if it has no event on any CPU, as those of unknown reason. */
 	guard = perf_event(&attr, -1, cpu);
 
 	signal(SIGCHLD, SIG_DFL);
 	sigfillset(&all);
 	sigprocmask(SIG_BLOCK, &all, &before);
-	save();
 	child = fork();
 	if (!child)
 		be_child(overflow);
