@@ -2721,7 +2721,7 @@ TEST(skip_if_busy)
 		if (syscall(__NR_perf_event_open, &attr, 0, -1, -1, 0) < 0)
 			exit(KSFT_XFAIL);
 		if (dup2(out[1], STDOUT_FILENO) >= 0)
-			execl("/proc/self/exe", "perf_metrics_test", NULL);
+			execl("/proc/self/exe", program_invocation_name, NULL);
 		exit(KSFT_FAIL);
 	}
 	/* What it says fits into the pipe. */
