@@ -62,7 +62,7 @@ enum topdown_metric {
 /*
  * Hardware tracks metrics as counts, i.e. is allowed to be off by one when
  * converting a fraction to a count and back again.  Allow for more if values aren't
- * read back as they were written, as that adds up with each switch.
+ * read back as they were written, or don't add up, as that accumulates with each switch.
  */
 static int metric_tolerance = 1;
 
@@ -478,6 +478,19 @@ static u64 guest_count(void (*workload)(void), u64 fixed_ctr_ctrl, u64 global_ct
 	wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, 0);
 
 	return rdmsr(MSR_PERF_METRICS);
+}
+
+/* Whether level 1 is all slots, and level 2 a part of it. */
+static bool metrics_add_up(u64 metrics)
+{
+	int i, sum = 0;
+
+	for (i = 0; i < NR_LEVEL1_METRICS; i++) {
+		sum += metric(metrics, i);
+		if (metric(metrics, i + NR_LEVEL1_METRICS) > metric(metrics, i))
+			return false;
+	}
+	return sum == 255 || sum == 256;
 }
 
 static void guest_assert_plausible_metrics(u64 metrics)
@@ -2937,7 +2950,7 @@ static void test_unsupported(void)
 
 /*
  * Have the guest find out what PERF_METRICS reads as if nothing has been counted, which
- * must not depend on what was there before, and whether it reads what it has written.
+ * must not depend on what was there before, and whether PERF_METRICS is exact.
  */
 static void guest_probe(u64 slots, u64 metrics)
 {
@@ -2961,6 +2974,13 @@ static void guest_probe(u64 slots, u64 metrics)
 			if (rdmsr(MSR_PERF_METRICS) != metrics)
 				metric_tolerance = TOLERANCE_OF_INEXACT;
 		}
+	}
+
+	for (i = 0; i < NR_SWITCHES; i++) {
+		metrics = guest_count(i & 1 ? load_workload : branch_workload, SLOTS_OS,
+				      TOPDOWN_ENABLE);
+		if (!metrics_add_up(metrics))
+			metric_tolerance = TOLERANCE_OF_INEXACT;
 	}
 	GUEST_DONE();
 }
