@@ -200,21 +200,32 @@ SLOW_TESTS = '''access_tracking_perf_test aperfmperf_test apic_bus_clock_test co
     vmx_preemption_timer_test xapic_ipi_test xapic_state_test xapic_tpr_test'''.split()
 
 
+def readings_at_random(seed, there):
+    """An answer to each question, by chance, but always the same for a seed."""
+    chance, questions = random.Random(seed), {}
+    for name in there:
+        if name not in ('strict', 'others'):
+            questions.setdefault(name.split('-')[0], [None]).append(name)
+    return [name for name in map(chance.choice, questions.values()) if name]
+
+
 class Cell:
     """A cell of the lab by its words, e.g. spr,strict 2-cpus brief."""
 
     def __init__(self, words, runs=20):
-        name, *self.readings = words[0].split(',') if words else ['']
+        name, *readings = words[0].split(',') if words else ['']
         if name not in CPUS:
             raise Broken(f"unknown CPU '{name}', there are: {' '.join(CPUS)}")
         self.cpu = CPUS[name]
         there = list(read_model()[1])
-        for reading in self.readings:
-            if reading not in there + ['random']:
-                raise Broken(f"unknown reading '{reading}', there are: {' '.join(there)} random")
-        if 'random' in self.readings:
-            single = [name for name in there if name not in ('strict', 'others')]
-            self.readings = random.sample(single, random.randint(2, len(single) // 2))
+        self.readings = []
+        for reading in readings:
+            if reading in there:
+                self.readings.append(reading)
+            elif re.fullmatch(r'random-\d+', reading):
+                self.readings += readings_at_random(reading, there)
+            else:
+                raise Broken(f"unknown reading '{reading}', there are: {' '.join(there)} random-NUMBER")
         self.words = set(words[1:])
         known = {'no-mediated', 'no-nested', 'no-ept', 'no-apicv', '2-cpus', 'fep', 'debug', 'base',
                  'all', 'brief', 'topdown', 'restless'}
