@@ -167,6 +167,13 @@ boot_to_the_end() { # DIRECTORY COMMAND...
 	"$repo/scripts/results.py" whole "$directory/results.tap" || exit 2
 }
 
+# Boots $TESTS, which all have to pass. One that skips has shown nothing.
+boot_and_pass() { # DIRECTORY
+	boot_to_the_end "$1" "$repo/scripts/run"
+	cp "$1/results.tap" "$1/cell.tap"
+	! grep -E '^not ok |^ok .*# SKIP' "$1/cell.tap" || die "not all tests pass, see $1"
+}
+
 # What gates of patches begin with: the series, applied.
 take_series() { # [PATCHES]
 	[ $# -le 1 ] || die "expected one directory of patches, got: $*"
