@@ -9,9 +9,9 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import page
-from results import (Broken, Cell, Costs, CPUS, KNOWN, PASSED, PUTS, SKIPPED, USES, USES_ON_BASE, compare,
-                     compare_costs, costs_tables, demo_of_output, demo_tables, demo_tsv, finish_cell, judge, judge_probe,
-                     junit, mark_known, read_demo, read_ktap, said, split_time, summary, table)
+from results import (Broken, Cell, Costs, CPUS, Demo, Failed, KNOWN, PASSED, PUTS, SKIPPED, USES, USES_ON_BASE,
+                     compare_costs, costs_tables, demo_tables, judge, judge_probe, junit, read_ktap, read_results,
+                     summary, table)
 
 FACTS = '''KTAP version 1
 # kernel: 7.3.4-series
@@ -42,9 +42,9 @@ ASSERTION = '''# ==== Test Assertion Failure ====
 '''
 
 
-def brief(failing=None, pid=42, plan=7, totals=True):
+def brief(failing=None, pid=42):
     """Results of a brief cell, in which one of the quick tests may fail."""
-    text = FACTS + f'1..{plan}\n' + TOPDOWN
+    text = FACTS + '1..7\n' + TOPDOWN
     for number, name in enumerate(QUICK, 2):
         text += f'# running {name}\n'
         if name == failing:
@@ -52,14 +52,26 @@ def brief(failing=None, pid=42, plan=7, totals=True):
         else:
             text += f'ok {number} {name} # 2s\n'
     failed = 1 if failing else 0
-    if totals:
-        text += f'# Totals: pass:{7 - failed} fail:{failed} xfail:0 xpass:0 skip:0 error:0\n'
-    return text
+    return text + f'# Totals: pass:{7 - failed} fail:{failed} xfail:0 xpass:0 skip:0 error:0\n'
 
 
 def results(text):
     """Results of a text."""
     return read_ktap(text.splitlines())
+
+
+class LogsTest(unittest.TestCase):
+    """A test with a directory of logs."""
+
+    def setUp(self):
+        scratch = tempfile.TemporaryDirectory()
+        self.addCleanup(scratch.cleanup)
+        self.logs = Path(scratch.name)
+
+    def write(self, path, text):
+        """A file of the logs."""
+        (self.logs / path).parent.mkdir(parents=True, exist_ok=True)
+        (self.logs / path).write_text(text)
 
 
 class ReadTest(unittest.TestCase):
@@ -68,7 +80,8 @@ class ReadTest(unittest.TestCase):
     def test_times(self):
         for text, expected in (('26s', ('', 26)), ('2m05s', ('', 125)), ('exit status 1, 5s', ('exit status 1', 5)),
                                ('differs by 0.08 %', ('differs by 0.08 %', None)), ('', ('', None))):
-            self.assertEqual(split_time(text), expected)
+            test = results(f'ok 1 a # {text}').tests[0]
+            self.assertEqual((test.name, test.reason, test.seconds), ('a', *expected))
 
     def test_a_sound_log(self):
         r = results(brief())
@@ -80,15 +93,10 @@ class ReadTest(unittest.TestCase):
                          [('context_switch', PASSED), ('virtualization_disabled', SKIPPED)])
         self.assertEqual(r.totals['pass'], 7)
 
-    def test_a_truncated_log(self):
-        self.assertIn('6 results of 7', results(brief().rpartition('ok 7')[0]).broken())
-
-    def test_a_log_without_a_plan(self):
-        self.assertIn('no plan', results('KTAP version 1\n').broken())
-
-    def test_totals_that_disagree(self):
-        text = brief('msrs_test').replace('fail:1', 'fail:0')
-        self.assertIn('1 tests failed, not 0', results(text).broken())
+    def test_broken_logs(self):
+        for text, why in ((brief().rpartition('ok 7')[0], '6 results of 7'), ('KTAP version 1\n', 'no plan'),
+                          (brief('msrs_test').replace('fail:1', 'fail:0'), '1 tests failed, not 0')):
+            self.assertIn(why, results(text).broken())
 
     def test_directives(self):
         r = results('1..2\nok 1 a # SKIP no such CPU\nnot ok 2 b # TODO fails on the base kernel too\n')
@@ -96,59 +104,43 @@ class ReadTest(unittest.TestCase):
                          [(SKIPPED, 'no such CPU'), (KNOWN, 'fails on the base kernel too')])
 
     def test_what_is_said_is_comparable(self):
-        one, other = (said(results(brief('msrs_test', pid)).tests[4]) for pid in (42, 4711))
+        one, other = (results(brief('msrs_test', pid)).tests[4].said() for pid in (42, 4711))
         self.assertEqual(one, other)
         self.assertIn('Wanted 0x56789000', one)
 
 
-class JudgeTest(unittest.TestCase):
+class JudgeTest(LogsTest):
     """Cells of the lab."""
 
-    words = ['spr', 'brief']
-
-    def problems(self, text, words=None):
-        return judge(Cell(words or self.words), results(text))
-
     def test_a_sound_cell(self):
-        self.assertEqual(self.problems(brief()), ([], []))
+        self.assertEqual(Cell('spr', 'brief').judge(results(brief())), ([], []))
 
-    def test_a_test_that_fails(self):
-        problems, names = self.problems(brief('msrs_test'))
-        self.assertIn('msrs_test: expected passed, found 1 x failed', problems[0])
-        self.assertEqual(names, ['msrs_test'])
-
-    def test_a_test_that_is_missing(self):
-        self.assertIn('state_test: expected passed, found no result',
-                      self.problems(brief().replace('state_test', 'other_test'))[0][0])
-
-    def test_a_test_that_skips(self):
-        text = brief().replace('ok 1 perf_metrics_test # 26s', 'ok 1 perf_metrics_test # SKIP nothing to do')
-        self.assertIn('expected passed, found 1 x skipped', self.problems(text)[0][0])
-
-    def test_a_part_that_is_left_out(self):
-        text = brief().replace('virtualization stays enabled', "can't open host events")
-        self.assertIn('leaves something out', self.problems(text)[0][0])
-
-    def test_a_test_that_hangs(self):
-        text = brief('msrs_test').replace('exit status 254', 'exit status 143')
-        self.assertIn('msrs_test hangs', self.problems(text)[0])
+    def test_problems(self):
+        for text, problem in (
+                (brief('msrs_test'), 'msrs_test: expected passed, found 1 x failed'),
+                (brief('msrs_test').replace('exit status 254', 'exit status 143'), 'msrs_test hangs'),
+                (brief().replace('state_test', 'other_test'), 'state_test: expected passed, found no result'),
+                (brief().replace('1 perf_metrics_test # 26s', '1 perf_metrics_test # SKIP nothing to do'),
+                 'expected passed, found 1 x skipped'),
+                (brief().replace('virtualization stays enabled', "can't open host events"), 'leaves something out')):
+            problems, names = Cell('spr', 'brief').judge(results(text))
+            self.assertIn(problem, '; '.join(problems))
+            self.assertEqual(names, ['msrs_test'] if 'not ok' in text else [])
 
     def test_another_host(self):
-        for words in (['icl', 'brief'], ['spr', 'brief', '2-cpus'], ['spr', 'brief', 'fep'],
-                      ['spr', 'brief', 'no-mediated'], ['spr', 'brief', 'no-ept'], ['spr', 'brief', 'no-apicv'],
-                      ['spr', 'brief', 'debug']):
+        for words in ('icl', 'spr 2-cpus', 'spr fep', 'spr no-mediated', 'spr no-ept', 'spr no-apicv', 'spr debug'):
             with self.assertRaisesRegex(Broken, 'not the host'):
-                self.problems(brief(), words)
+                Cell(*words.split(), 'brief').judge(results(brief()))
 
     def test_unknown_words(self):
         for words in ([], ['spr', 'breif'], ['z80'], ['spr,odd']):
             with self.assertRaisesRegex(Broken, 'unknown'):
-                Cell(words)
+                Cell(*words)
 
     def test_readings(self):
-        self.assertEqual(Cell(['spr,strict,pmi-late', 'brief']).readings, ['strict', 'pmi-late'])
-        several = [Cell([f'icl,random-{n}']).readings for n in range(20)]
-        self.assertEqual(Cell(['spr,random-7']).readings, several[7])
+        self.assertEqual(Cell('spr,strict,pmi-late', 'brief').readings, ['strict', 'pmi-late'])
+        several = [Cell(f'icl,random-{n}').readings for n in range(20)]
+        self.assertEqual(Cell('spr,random-7').readings, several[7])
         self.assertGreater(len({tuple(chosen) for chosen in several}), 15)
         for chosen in several:
             self.assertFalse({'strict', 'others'} & set(chosen))
@@ -158,70 +150,79 @@ class JudgeTest(unittest.TestCase):
     def test_where_perf_metrics_test_skips(self):
         for words, reason in ((['skx'], 'fixed counter 3'), (['amd'], 'host_cpu_is_intel'),
                               (['spr', 'no-mediated'], 'mediated PMU is off'), (['icl', 'base'], 'lack it')):
-            self.assertIn(reason, Cell(words).expectations()['perf_metrics_test'])
+            self.assertIn(reason, Cell(*words).topdown())
         for cpu in CPUS:
-            passes = Cell([cpu]).expectations()['perf_metrics_test'] == PASSED
-            self.assertEqual(passes, CPUS[cpu]['topdown'] == '1')
+            self.assertEqual(Cell(cpu).topdown() == PASSED, CPUS[cpu]['topdown'] == '1')
 
     def test_restless_tasks(self):
-        cell = Cell(['spr', 'restless'], runs=1)
-        tasks = ''.join(f'# restless every {p} us: CPU 0 woke up 99 times, once in {p + 9} us\n' for p in (1000, 200, 60))
+        cell = Cell('spr', 'restless', runs=1)
+        tasks = ''.join(f'# restless every {p} us: CPU 0 woke up 99 times, once in {p + 9} us\n'
+                        for p in (1000, 200, 60))
         text = FACTS + '1..1\n' + TOPDOWN.replace('ok 1 perf', tasks + 'ok 1 perf')
-        self.assertEqual(judge(cell, results(text))[0], [])
+        self.assertEqual(cell.judge(results(text))[0], [])
         with self.assertRaisesRegex(Broken, '2 tasks beside it'):
-            judge(cell, results(text.replace('# restless every 60', '# every 60')))
+            cell.judge(results(text.replace('# restless every 60', '# every 60')))
         with self.assertRaisesRegex(Broken, 'once in 6900 us'):
-            judge(cell, results(text.replace('once in 69 us', 'once in 6900 us')))
+            cell.judge(results(text.replace('once in 69 us', 'once in 6900 us')))
 
     def test_the_base_kernel_decides(self):
-        here = results(brief('msrs_test'))
-        problems, known = compare(here, results(brief('msrs_test', 4711)), ['msrs_test'])
-        self.assertEqual((problems, list(known)), ([], ['msrs_test']))
-        self.assertIn('not as on the base kernel', compare(here, results(brief()), ['msrs_test'])[0][0])
-        self.assertIn('not as on the base kernel',
-                      compare(results(brief()), results(brief('msrs_test')), ['msrs_test'])[0][0])
-        self.assertIn('no result on the base kernel', compare(here, results(FACTS), ['msrs_test'])[0][0])
-        marked = results('\n'.join(mark_known(brief('msrs_test').splitlines(), known)))
-        self.assertEqual(marked.count(), {PASSED: 6, KNOWN: 1})
+        cell = 'spr', 'topdown'
+        self.write('results.tap', brief('msrs_test'))
+        self.assertEqual(list(judge('judge', self.logs, *cell)), ['msrs_test'])
+        self.write('base/results.tap', brief('msrs_test', 4711))
+        self.assertEqual(list(judge('compare', self.logs, *cell)), [])
+        self.assertEqual(read_results(self.logs / 'cell.tap').count(), {PASSED: 6, KNOWN: 1})
+        self.assertIn('msrs_test: also on the base kernel, exit status 254', (self.logs / 'known').read_text())
+        for here, there, problem in ((brief('msrs_test'), brief(), 'not as on the base kernel: msrs_test: failed'),
+                                     (brief('msrs_test').replace(' # exit', ' # SKIP exit').replace('not ok', 'ok'),
+                                      brief('msrs_test'), 'not as on the base kernel: msrs_test: skipped'),
+                                     (brief('msrs_test'), FACTS, 'no result on the base kernel')):
+            self.write('results.tap', here)
+            self.write('base/results.tap', there)
+            with self.assertRaisesRegex(Failed, problem):
+                list(judge('compare', self.logs, *cell))
+            self.assertFalse(read_results(self.logs / 'cell.tap').count()[KNOWN])
 
 
-class CostsTest(unittest.TestCase):
+class CostsTest(LogsTest):
     """What exits cost."""
 
     def costs(self, kernel, change=lambda use, n, cost: cost, wrmsrs=400):
-        """Costs of a kernel on which ten exits of each kind cost the same, unless changed."""
-        with tempfile.TemporaryDirectory() as scratch:
-            directory = Path(scratch) / kernel
-            directory.mkdir()
-            noted = 'mark 1 1 1 1\n' f'mark 9999 {wrmsrs} 5 6\n'
-            for use in USES[:USES_ON_BASE] if kernel == 'base' else USES:
-                noted += '18 9 9 9 9\n'
-                for n in range(40):
-                    noted += '30 {} {} {} {}\n'.format(*change(use, n, (6000, 20, 4, 22)))
-                    noted += '10 {} {} {} {}\n'.format(*change(use, PUTS, (2000, 18, 3, 22)))
-                noted += '18 9 9 9 9\n'
-            (directory / 'noted').write_text(noted)
-            (directory / 'results.tap').write_text('1..1\n# @ perf record -e slots: 100\nok 1 host_costs_test\n')
-            return Costs(Path(scratch), kernel)
+        """Costs of a kernel on which all exits of a kind cost the same, unless changed."""
+        noted = f'mark 1 1 1 1\nmark 9999 {wrmsrs} 5 6\n'
+        for use in USES[:USES_ON_BASE] if kernel == 'base' else USES:
+            noted += '18 9 9 9 9\n'
+            for n in range(40):
+                noted += '30 {} {} {} {}\n'.format(*change(use, n, (6000, 20, 4, 22)))
+                noted += '10 {} {} {} {}\n'.format(*change(use, PUTS, (2000, 18, 3, 22)))
+            noted += '18 9 9 9 9\n'
+        self.write(f'{kernel}/noted', noted)
+        self.write(f'{kernel}/results.tap', '1..1\n# @ perf record -e slots: 100\nok 1 host_costs_test\n')
+        return Costs(self.logs, kernel)
 
-    def dearer(self, change, **more):
+    def dearer(self, change=lambda use, n, cost: cost, **more):
         """What is dearer than on a base where all exits cost the same."""
         return list(compare_costs(self.costs('series', change, **more), self.costs('base')))
 
     def test_the_same(self):
-        self.assertEqual(self.dearer(lambda use, n, cost: cost), [])
-        lines = list(costs_tables(self.costs('series'), self.costs('base')))
+        self.assertEqual(self.dearer(), [])
+        lines = list(costs_tables(self.logs))
         self.assertRegex(lines[0], 'slots +4.000 +4.000')
         self.assertIn('6000   6000         20     20', [line for line in lines if line.startswith('nothing   ')][1])
+        self.assertIn('base\tnothing\tport\t6000\t20\t4\t22\n', (self.logs / 'exit-costs.tsv').read_text())
 
     def test_dearer_exits(self):
-        for column, delta, uses in ((0, 21, 'after topdown'), (1, 1, 'nothing *'), (2, 1, 'counters'), (3, 3, 'topdown')):
-            said = self.dearer(lambda use, n, cost, c=column, d=delta, u=uses:
-                               tuple(v + d * (i == c and use == u) for i, v in enumerate(cost)))
-            self.assertEqual(len([s for s in said if s.startswith(uses + ', ')]), 2, said)
+        for column, delta, use in ((0, 21, 'after topdown'), (1, 1, 'nothing *'), (2, 1, 'counters'),
+                                   (3, 3, 'topdown')):
+            said = self.dearer(lambda u, n, cost, column=column, delta=delta, use=use:
+                               tuple(v + delta * (i == column and u == use) for i, v in enumerate(cost)))
+            self.assertEqual(len([s for s in said if s.startswith(use + ', ')]), 2, said)
+            with self.assertRaisesRegex(Failed, 'dearer than on the base'):
+                list(costs_tables(self.logs))
 
     def test_what_may_be(self):
-        self.assertEqual(self.dearer(lambda use, n, cost: (cost[0] + 20, *cost[1:3], cost[3] + 2 * (use == 'topdown'))), [])
+        self.assertEqual(self.dearer(lambda use, n, cost: (
+            cost[0] + 20, *cost[1:3], cost[3] + 2 * (use == 'topdown'))), [])
 
     def test_an_end_that_comes_late(self):
         def late(puts):
@@ -230,8 +231,8 @@ class CostsTest(unittest.TestCase):
         self.assertIn('24 RDPMCs still after', '; '.join(late(PUTS + 1)))
 
     def test_a_dearer_host(self):
-        self.assertEqual(self.dearer(lambda use, n, cost: cost, wrmsrs=401), [])
-        self.assertIn('4.020 WRMSRs', self.dearer(lambda use, n, cost: cost, wrmsrs=402)[0])
+        self.assertEqual(self.dearer(wrmsrs=401), [])
+        self.assertIn('4.020 WRMSRs', self.dearer(wrmsrs=402)[0])
 
     def test_exits_that_differ(self):
         with self.assertRaisesRegex(Broken, 'not alike'):
@@ -240,98 +241,82 @@ class CostsTest(unittest.TestCase):
 
 PROBED = {'H1': 'kept', 'H2': 'zero', 'H3': 'faults', 'H4': 'same', 'H5': 'exact', 'H6': 'if-asked',
           'H7': 'stops', 'H8': 'works', 'H9': 'same', 'H10': 'set', 'H11': 'absent', 'H12': 'prompt'}
+REFUSED = '1..1\n  TAP version 13\n  1..1\n  ok 1 no PERF_METRICS # exit status 2\nok 1 probe_test # 1s'
 
 
 def probed(ending='ok 1 probe_test # 5s', in_json=None, **answers):
     """Results of probe_test, with other answers than the likely ones, and with others as JSON."""
-    lines = ['1..1', '# running probe_test', '  TAP version 13', '  1..1']
     answers = PROBED | answers
-    lines += [f'  # {id_:4}{answer:20}{PROBED[id_]:10}question: values' for id_, answer in answers.items()]
-    said_ = [{'id': id_, 'answer': answer, 'default': PROBED[id_]} for id_, answer in (answers | (in_json or {})).items()]
-    lines += ['  # ' + line for line in json.dumps({'answers': said_}, indent=1).splitlines()]
-    return results('\n'.join([*lines, '  ok 1 answers # exit status 0', ending]))
+    objects = [{'id': id_, 'answer': answer, 'default': PROBED[id_]}
+               for id_, answer in (answers | (in_json or {})).items()]
+    lines = [f'{id_:4}{answer:20}{PROBED[id_]:10}question: values' for id_, answer in answers.items()]
+    lines += json.dumps({'answers': objects}, indent=1).splitlines()
+    return results('\n'.join(['1..1', *('  # ' + line for line in lines), '  ok 1 answers # exit status 0', ending]))
 
 
 class ProbeTest(unittest.TestCase):
     """What the probe says, held against what was chosen."""
 
     def test_the_chosen_one(self):
-        self.assertEqual(judge_probe('icl', probed()), [])
-        self.assertEqual(judge_probe('icl,slots-clears', probed(H1='slots-clears')), [])
-        self.assertEqual(judge_probe('spr,upper-ignored', probed(H3='no-question')), [])
-
-    def test_another_one(self):
-        self.assertEqual(judge_probe('icl', probed(H1='slots-clears')), ['H1: slots-clears, which the CPU does not do'])
-        self.assertEqual(judge_probe('icl', probed(H4='writes-differ')), ['H4: writes-differ, which the CPU does not do'])
-        self.assertEqual(judge_probe('spr', probed()), ['H3: faults, which the CPU does not do'])
-
-    def test_not_the_chosen_one(self):
-        self.assertEqual(judge_probe('icl,slots-clears', probed()), ['not named: slots-clears'])
-
-    def test_strict_is_all_that_is_undefined(self):
-        problems = judge_probe('icl,strict', probed(H1='slots-undefined', H8='running-undefined'))
-        self.assertEqual(problems, [f'not named: {what}-undefined' for what in ('half', 'metrics', 'overflow')])
-
-    def test_json(self):
-        self.assertIn('other answers as JSON', judge_probe('icl', probed(in_json={'H5': 'sums-loose'}))[0])
-
-    def test_a_test_that_fails(self):
-        self.assertIn('probe_test: failed', judge_probe('icl', probed('not ok 1 probe_test # exit status 1, 5s'))[0])
-
-    def test_without_perf_metrics(self):
-        refused = results('1..1\n  TAP version 13\n  1..1\n  ok 1 no PERF_METRICS # exit status 2\nok 1 probe_test # 1s')
+        for cpu, answers in (('icl', {}), ('icl,slots-clears', {'H1': 'slots-clears'}),
+                             ('spr,upper-ignored', {'H3': 'no-question'})):
+            self.assertEqual(judge_probe(cpu, probed(**answers)), [])
         for cpu in ('skx', 'amd'):
-            self.assertEqual(judge_probe(cpu, refused), [])
-            self.assertIn('has no PERF_METRICS', judge_probe(cpu, probed())[0])
-        self.assertIn('not twelve answers', judge_probe('icl', refused)[0])
+            self.assertEqual(judge_probe(cpu, results(REFUSED)), [])
+
+    def test_problems(self):
+        for cpu, said, problem in (
+                ('icl', probed(H1='slots-clears'), 'H1: slots-clears, which the CPU does not do'),
+                ('icl', probed(H4='writes-differ'), 'H4: writes-differ, which the CPU does not do'),
+                ('spr', probed(), 'H3: faults, which the CPU does not do'),
+                ('icl,slots-clears', probed(), 'not named: slots-clears'),
+                # All that is undefined.
+                ('icl,strict', probed(H1='slots-undefined', H8='running-undefined'),
+                 'not named: half-undefined; not named: metrics-undefined; not named: overflow-undefined'),
+                ('icl', probed(in_json={'H5': 'sums-loose'}),
+                 "other answers as JSON: [('H5', 'exact', 'exact'), ('H5', 'sums-loose', 'exact')]"),
+                ('icl', probed('not ok 1 probe_test # exit status 1, 5s'), 'probe_test: failed, exit status 1')):
+            self.assertEqual('; '.join(judge_probe(cpu, said)), problem)
+
+        for cpu, said, problem in (('skx', probed(), 'has no PERF_METRICS'), ('amd', probed(), 'has no PERF_METRICS'),
+                                   ('icl', results(REFUSED), 'not twelve answers')):
+            self.assertIn(problem, judge_probe(cpu, said)[0])
 
 
-class PrintTest(unittest.TestCase):
+class PrintTest(LogsTest):
     """Tables, JUnit and the page."""
 
     def setUp(self):
-        self.scratch = tempfile.TemporaryDirectory()
-        self.addCleanup(self.scratch.cleanup)
-        self.logs = Path(self.scratch.name)
-        for name, text in (('lab-spr-brief', brief()), ('lab-icl-brief', brief('msrs_test'))):
-            (self.logs / name).mkdir()
-            (self.logs / name / 'results.tap').write_text(text)
-            finish_cell(self.logs / name, Cell(['spr']), results(text), {})
-        (self.logs / 'gates.tap').write_text(
-            'KTAP version 1\n1..4\nok 1 checkpatch # 1m05s\n# error: <msrs_test> & co\n'
-            'not ok 2 lab icl brief # 70s\nok 3 lab spr brief # 60s\n')
-        for side in ('series', 'base'):
-            (self.logs / side).mkdir()
-            lines = ['# @version kernel 7.3.4-' + side, '# @command topdown perf stat --topdown']
-            for where in ('host', 'guest'):
-                if side == 'series':
-                    # A guest may differ in the last digit of one metric.
-                    lines.append(f'  # @ {where} group memory retiring={20.5 if where == "host" else 20.9} bad-spec=9.50 '
-                                 'fe-bound=20.00 be-bound=50.00 heavy-ops=1.00 br-mispredict=9.00 fetch-lat=10.00 '
-                                 'mem-bound=40.00 slots=1000000 running=100.0')
-            if side == 'base':
-                lines += ['# @ guest topdown memory error: topdown is not there',
-                          '# @ guest raw memory retiring=0 be-bound=0 slots=1000500 running=100.0']
-            (self.logs / side / 'results.tap').write_text('\n'.join(lines) + '\n')
-        (self.logs / 'costs').mkdir()
-        (self.logs / 'costs/exit-costs.tsv').write_text('base\tnothing\tCPUID\t2425\t18\t3\t22\n'
-                                                        'series\tnothing\tCPUID\t2435\t18\t3\t22\n')
+        super().setUp()
+        for cell, failing in (('spr', None), ('icl', 'msrs_test')):
+            self.write(f'lab-{cell}-brief/results.tap', brief(failing))
+            self.write(f'lab-{cell}-brief/cell.tap', brief(failing))
+        self.write('gates.tap', 'KTAP version 1\n1..4\nok 1 checkpatch # 1m05s\n# error: <msrs_test> & co\n'
+                                'not ok 2 lab icl brief # 70s\nok 3 lab spr brief # 60s\n')
+        # A guest may differ in the last digit of one metric.
+        self.write('series/results.tap', '# @version kernel 7.3.4-series\n' + ''.join(
+            f'  # @ {where} group memory retiring={retiring} bad-spec=9.50 fe-bound=20.00 be-bound=50.00 '
+            'heavy-ops=1.00 br-mispredict=9.00 fetch-lat=10.00 mem-bound=40.00 slots=1000000 running=100.0\n'
+            for where, retiring in (('host', 20.5), ('guest', 20.9))))
+        self.write('base/results.tap', '# @version kernel 7.3.4-base\n'
+                                       '# @ guest topdown memory error: topdown is not there\n'
+                                       '# @ guest raw memory retiring=0 be-bound=0 slots=1000500 running=100.0\n')
+        self.write('costs/exit-costs.tsv', 'base\tnothing\tCPUID\t2425\t18\t3\t22\n'
+                                           'series\tnothing\tCPUID\t2435\t18\t3\t22\n')
 
     def test_summary(self):
-        line, fine = summary(self.logs / 'lab-spr-brief', 7)
-        self.assertTrue(fine)
-        self.assertIn(': 7 passed, 0 failed, 0 skipped', line)
-        self.assertFalse(summary(self.logs / 'lab-icl-brief', 7)[1])
-        self.assertFalse(summary(self.logs / 'lab-spr-brief', 8)[1])
+        self.assertIn(': 7 passed, 0 failed, 0 skipped', next(summary(self.logs / 'lab-spr-brief', 7)))
+        for cell, number in (('icl', 7), ('spr', 8)):
+            with self.assertRaises(Failed):
+                list(summary(self.logs / f'lab-{cell}-brief', number))
 
     def test_table(self):
-        lines = list(table(self.logs, ['lab spr brief', 'lab icl brief', 'lab amd']))
-        self.assertRegex(lines[1], r'# spr brief +7 +0 +0 +0$')
-        self.assertRegex(lines[2], r'# icl brief +6 +1 +0 +0$')
-        self.assertRegex(lines[3], r'# amd +no result$')
+        lines = list(table(self.logs, 'lab spr brief', 'lab icl brief', 'lab amd'))
+        for line, expected in zip(lines[1:], (r'spr brief +7 +0 +0 +0', r'icl brief +6 +1 +0 +0', 'amd +no result')):
+            self.assertRegex(line, f'^# {expected}$')
 
     def test_junit(self):
-        root = ElementTree.fromstring('\n'.join(junit([self.logs / 'gates.tap', self.logs / 'lab-icl-brief/cell.tap'])))
+        root = ElementTree.fromstring('\n'.join(junit(self.logs / 'gates.tap', self.logs / 'lab-icl-brief/cell.tap')))
         gates, cell = root
         # The fourth gate is missing, which is a failure, too.
         self.assertEqual((gates.get('tests'), gates.get('failures')), ('4', '2'))
@@ -340,26 +325,26 @@ class PrintTest(unittest.TestCase):
         self.assertEqual(cell[0].get('time'), '26')
 
     def test_demo(self):
-        demo = demo_of_output(self.logs)
-        self.assertAlmostEqual(demo.difference('group', 'memory', 'retiring'), 0.4)
-        self.assertAlmostEqual(demo.count_off('base', 'raw', 'memory', 'group', 'slots'), 0.05)
-        text = '\n'.join(demo_tables(demo))
+        demo = Demo(self.logs)
+        self.assertAlmostEqual(demo.differences('group', 'memory')['retiring'], 0.4)
+        self.assertAlmostEqual(demo.comparison('base', 'raw', 'memory')['slots'], 0.05)
+        text = '\n'.join(demo_tables(self.logs))
         for part in ('SLOTS +0.000%', 'topdown is not there', 'uncounted', '5 of 8', 'by 0.4 in user space alone'):
             self.assertIn(part, text)
-        (self.logs / 'demo.tsv').write_text('\n'.join(demo_tsv(demo)) + '\n')
-        self.assertEqual(read_demo(self.logs / 'demo.tsv').values, demo.values)
-
-    def test_nothing_measured(self):
+        for line in ('version\tbase\tkernel\t7.3.4-base', 'value\tseries\tguest\tgroup\tmemory\tretiring\t1\t20.9',
+                     'value\tbase\tguest\ttopdown\tmemory\terror\t-\ttopdown is not there'):
+            self.assertIn(line, (self.logs / 'demo.tsv').read_text().splitlines())
         for side in ('series', 'base'):
-            (self.logs / side / 'results.tap').write_text('KTAP version 1\n')
+            self.write(f'{side}/results.tap', 'KTAP version 1\n')
         with self.assertRaisesRegex(Broken, 'nothing was measured'):
-            demo_of_output(self.logs)
+            Demo(self.logs)
 
     def test_page(self):
-        (self.logs / 'demo.tsv').write_text('\n'.join(demo_tsv(demo_of_output(self.logs))) + '\n')
+        list(demo_tables(self.logs))
         text = page.Page(self.logs, self.logs).html()
-        for part in ('2 of 4', '1 FAILED', '1 without a result', '&lt;msrs_test&gt; &amp; co', '0.4 points', '<td>2435</td>',
-                     'FAILED: lab icl brief</strong> in msrs_test', 'costs/exit-costs.tsv', 'topdown is not there'):
+        for part in ('2 of 4', '1 FAILED', '1 without a result', '&lt;msrs_test&gt; &amp; co', '0.4 points',
+                     '<td>2435</td>', 'FAILED: lab icl brief</strong> in msrs_test', 'costs/exit-costs.tsv',
+                     'topdown is not there'):
             self.assertIn(part, text)
         self.assertNotIn('<msrs_test>', text)
         # The verdict comes first.
