@@ -214,7 +214,7 @@ class Cell:
             if re.fullmatch(r'random-\d+', reading):
                 self.readings += readings_at_random(reading, there)
             else:
-                know(reading, [*there, 'random-NUMBER'], 'reading')
+                know(reading, there, 'reading')
                 self.readings.append(reading)
         for word in words[1:]:
             know(word, ['2-cpus', 'all', 'base', 'brief', 'debug', 'fep', 'no-apicv', 'no-ept', 'no-mediated',
