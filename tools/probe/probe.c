@@ -19,6 +19,7 @@
 #include <getopt.h>
 #include <linux/perf_event.h>
 #include <sched.h>
+#include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -65,7 +66,8 @@
 #define LEVEL1			0xffffffffull
 
 /* Level 1 sums to 255, level 2 is a part of it. */
-#define PATTERN			(nr_metrics > NR_LEVEL1 ? 0x1c1826142d3c4650ull : 0x2d3c4650ull)
+#define PATTERN8		0x1c1826142d3c4650ull
+#define PATTERN			(PATTERN8 & all_ones())
 #define SOME_SLOTS		0x100000ull
 
 /* Iterations of work(), a tenth of a millisecond. */
@@ -105,10 +107,9 @@ struct answer {
 	char values[360];
 };
 
-/* What the child tells its parent. */
+/* What the child tells its parent. What isn't answered has no name. */
 struct shared {
 	struct answer answers[NR_QUESTIONS];
-	unsigned int nr_answers;
 	bool wants_pmi;
 };
 
@@ -118,12 +119,16 @@ static int guard = -1;		/* an event of perf's that counts nothing */
 static int cpu;
 static uint64_t capabilities;
 static uint64_t slots_max;
-static unsigned int nr_metrics;
-static const char *upper_half;	/* the answer to H3 */
+static unsigned int nr_metrics = NR_LEVEL1;	/* at least */
+static bool may_overflow;
 
 /* What the child has set last, to notice others. */
 static uint64_t global_set, fixed3_set;
 static bool disturbed;
+
+/* Whose answer a fault is. */
+static struct answer *asked;
+static jmp_buf faulted;
 
 __attribute__((format(printf, 2, 3), noreturn))
 static void die(enum status status, const char *format, ...)
@@ -149,20 +154,39 @@ static bool wrmsr(uint32_t msr, uint64_t val)
 	return pwrite(msr_fd, &val, sizeof(val), msr) == sizeof(val);
 }
 
+#define J(x)	((uintmax_t)(x))
+
+__attribute__((format(printf, 3, 4)))
+static void reply(struct answer *a, const char *name, const char *format, ...)
+{
+	va_list args;
+
+	va_start(args, format);
+	snprintf(a->name, sizeof(a->name), "%s", name);
+	vsnprintf(a->values, sizeof(a->values), format, args);
+	va_end(args);
+}
+
 static uint64_t get(uint32_t msr)
 {
 	uint64_t val;
 
-	if (!rdmsr(msr, &val))
+	if (rdmsr(msr, &val))
+		return val;
+	if (!asked || errno != EIO)
 		die(TROUBLE, "CPU %d: RDMSR of %#x: %s", cpu, msr, strerror(errno));
-	return val;
+	reply(asked, "faults", "RDMSR of %#x", msr);
+	longjmp(faulted, 1);
 }
 
 static void set(uint32_t msr, uint64_t val)
 {
-	if (!wrmsr(msr, val))
-		die(TROUBLE, "CPU %d: WRMSR of %#jx to %#x: %s", cpu, (uintmax_t)val, msr,
-		    strerror(errno));
+	if (wrmsr(msr, val))
+		return;
+	if (!asked || errno != EIO)
+		die(TROUBLE, "CPU %d: WRMSR of %#jx to %#x: %s", cpu, J(val), msr, strerror(errno));
+	reply(asked, "faults", "WRMSR of %#jx to %#x", J(val), msr);
+	longjmp(faulted, 1);
 }
 
 /* Leaves what belongs to other counters as it is. */
@@ -202,10 +226,10 @@ static void look_for_others(void)
 static void enable(uint64_t global, uint64_t bits)
 {
 	look_for_others();
-	set_bits(MSR_FIXED_CTR_CTRL, FIXED3_ALL << FIXED3_SHIFT, bits << FIXED3_SHIFT);
-	set_bits(MSR_GLOBAL_CTRL, BOTH, global);
 	global_set = global;
 	fixed3_set = bits;
+	set_bits(MSR_FIXED_CTR_CTRL, FIXED3_ALL << FIXED3_SHIFT, bits << FIXED3_SHIFT);
+	set_bits(MSR_GLOBAL_CTRL, BOTH, global);
 }
 
 static void disable(void)
@@ -215,6 +239,7 @@ static void disable(void)
 	set_bits(MSR_FIXED_CTR_CTRL, FIXED3_ALL << FIXED3_SHIFT, 0);
 	global_set = 0;
 	fixed3_set = 0;
+	shared->wants_pmi = false;
 }
 
 /* What perf has done so far doesn't matter, unless it uses SLOTS. */
@@ -315,19 +340,6 @@ static bool sums_up(uint64_t val)
 	return abs((int)level1_sum(val) - 255) <= 8;
 }
 
-__attribute__((format(printf, 3, 4)))
-static void reply(struct answer *a, const char *name, const char *format, ...)
-{
-	va_list args;
-
-	va_start(args, format);
-	snprintf(a->name, sizeof(a->name), "%s", name);
-	vsnprintf(a->values, sizeof(a->values), format, args);
-	va_end(args);
-}
-
-#define J(x)	((uintmax_t)(x))
-
 static void ask_slots_alone(struct answer *a)
 {
 	uint64_t before, doubled, after0;
@@ -383,10 +395,18 @@ static void ask_no_slots(struct answer *a)
 	      J(none), J(PATTERN), J(written), J(kept));
 }
 
+/* Tells how many metrics there are, so it is asked first. */
 static void ask_upper_half(struct answer *a)
 {
-	reply(a, upper_half, nr_metrics > NR_LEVEL1 ? "the CPU has level 2 there" :
-	      strcmp(upper_half, "faults") ? "WRMSR takes them, they read 0" : "WRMSR fails");
+	bool taken, there;
+
+	set(MSR_FIXED_CTR3, SOME_SLOTS);
+	taken = wrmsr(MSR_PERF_METRICS, PATTERN8);
+	there = taken && read_metrics() & ~LEVEL1;
+	nr_metrics = there ? 8 : NR_LEVEL1;
+	reply(a, there ? "no-question" : taken ? "upper-ignored" : "faults", "%s",
+	      there ? "the CPU has level 2 there" : taken ? "WRMSR takes them, they read 0" :
+	      "WRMSR fails");
 }
 
 static void ask_written(struct answer *a)
@@ -499,7 +519,6 @@ static struct overflow overflow(uint64_t slots, uint64_t metrics, uint64_t slots
 	if (count_pmis() != before)
 		global_set = get(MSR_GLOBAL_CTRL) & BOTH;
 	disable();
-	shared->wants_pmi = false;
 	found.pmis = count_pmis() - before;
 	found.status = get(MSR_GLOBAL_STATUS) & BOTH;
 	set(MSR_GLOBAL_STATUS_RESET, found.status);
@@ -508,14 +527,14 @@ static struct overflow overflow(uint64_t slots, uint64_t metrics, uint64_t slots
 	return found;
 }
 
-static void ask_overflow(struct answer *a, bool wanted)
+static void ask_overflow(struct answer *a)
 {
 	struct overflow slots, unasked, asked = { 0 };
 	bool alone, undefined;
 	const char *name;
 
-	if (!wanted || guard < 0) {
-		reply(a, "not-asked", "%s", !wanted ? "as it causes PMIs: --overflow" :
+	if (!may_overflow || guard < 0) {
+		reply(a, "not-asked", "%s", !may_overflow ? "as it causes PMIs: --overflow" :
 		      "perf gives no event, without which it ignores PMIs");
 		return;
 	}
@@ -751,7 +770,7 @@ static const struct {
 	[H3] = { "bits of level 2 without level 2", "faults", ask_upper_half },
 	[H4] = { "PERF_METRICS written, then read", "same", ask_written },
 	[H5] = { "sums of what was counted", "exact", ask_sums },
-	[H6] = { "overflow of a metric's count", "if-asked", NULL },
+	[H6] = { "overflow of a metric's count", "if-asked", ask_overflow },
 	[H7] = { "bits 35 and 48, one without the other", "stops", ask_half },
 	[H8] = { "use while enabled", "works", ask_running },
 	[H9] = { "PERF_METRICS read again", "same", ask_reads },
@@ -760,64 +779,56 @@ static const struct {
 	[H12] = { "arrival of a PMI", "prompt", ask_pmi },
 };
 
+/* False if somebody disturbed. */
+static bool ask_once(enum id id, struct answer *a)
+{
+	asked = a;
+	if (!setjmp(faulted)) {
+		begin();
+		questions[id].ask(a);
+		look_for_others();
+	}
+	asked = NULL;
+	return !disturbed;
+}
+
 /* Until two answers in a row are the same. */
-static void ask(enum id id, bool overflow)
+static void ask(enum id id)
 {
 	struct answer now, before = { 0 };
 	unsigned int disturbances = 0;
 
-	for (unsigned int i = 0; i < 6; i++) {
+	for (unsigned int i = 0; i < 6; ) {
 		/* Leaves the CPU to others. */
 		usleep(1000);
-		begin();
-		if (id == H6)
-			ask_overflow(&now, overflow);
-		else
-			questions[id].ask(&now);
-		look_for_others();
-		if (disturbed) {
-			if (++disturbances > 20)
-				die_in_use();
-			i--;
-			continue;
-		}
-		shared->answers[id] = now;
-		if (!strcmp(now.name, before.name))
+		if (!ask_once(id, &now)) {
+			if (++disturbances <= 20)
+				continue;
+			reply(&shared->answers[id], "cannot-tell", "disturbed by others");
 			return;
+		}
+		if (!strcmp(now.name, before.name)) {
+			shared->answers[id] = now;
+			return;
+		}
 		before = now;
+		i++;
 	}
 	reply(&shared->answers[id], "varies", "%s: %s", now.name, now.values);
 }
 
-/* What metrics there are is answered on the way. */
-static void find_metrics(void)
-{
-	nr_metrics = 8;
-	begin();
-	set(MSR_FIXED_CTR3, SOME_SLOTS);
-	if (wrmsr(MSR_PERF_METRICS, PATTERN)) {
-		bool there = read_metrics() & ~LEVEL1;
-
-		upper_half = there ? "no-question" : "upper-ignored";
-		nr_metrics = there ? 8 : NR_LEVEL1;
-	} else {
-		upper_half = "faults";
-		nr_metrics = NR_LEVEL1;
-	}
-}
-
 __attribute__((noreturn))
-static void be_child(bool overflow)
+static void be_child(void)
 {
 	struct sched_param param = { .sched_priority = 1 };
 
 	/* So that no other task's events come and go meanwhile; else this is noticed. */
-	sched_setscheduler(0, SCHED_FIFO, &param);
-	find_metrics();
-	for (unsigned int id = 0; id < NR_QUESTIONS; id++) {
-		ask(id, overflow);
-		shared->nr_answers = id + 1;
-	}
+	if (sched_setscheduler(0, SCHED_FIFO, &param))
+		fprintf(stderr, "note: other tasks may disturb: sched_setscheduler: %s\n", strerror(errno));
+	ask(H3);
+	for (unsigned int id = 0; id < NR_QUESTIONS; id++)
+		if (id != H3)
+			ask(id);
 	_exit(ANSWERED);
 }
 
@@ -833,22 +844,41 @@ static void save(void)
 	saved.global = get(MSR_GLOBAL_CTRL) & BOTH;
 }
 
-static void restore(void)
+/* Goes on if that fails. */
+static bool put_back(uint32_t msr, uint64_t mask, uint64_t val)
 {
-	uint64_t now = fixed3();
+	uint64_t now = 0;
+
+	if ((mask == ~0ull || rdmsr(msr, &now)) && wrmsr(msr, (now & ~mask) | val))
+		return true;
+	fprintf(stderr, "error: CPU %d: %#jx could not be put back to %#x: %s\n", cpu, J(val), msr,
+		strerror(errno));
+	return false;
+}
+
+static bool restore(void)
+{
+	uint64_t now = 0, status = 0;
+	bool done;
 
 	/* perf always asks for PMIs. What it has begun to use it keeps. */
+	rdmsr(MSR_FIXED_CTR_CTRL, &now);
+	now >>= FIXED3_SHIFT;
 	if (now & FIXED3_RINGS && now & FIXED3_PMI && !shared->wants_pmi)
-		return;
-	set_bits(MSR_GLOBAL_CTRL, BOTH, 0);
-	set_bits(MSR_FIXED_CTR_CTRL, FIXED3_ALL << FIXED3_SHIFT, 0);
+		return true;
+	done = put_back(MSR_GLOBAL_CTRL, BOTH, 0);
+	done &= put_back(MSR_FIXED_CTR_CTRL, FIXED3_ALL << FIXED3_SHIFT, 0);
 	/* There won't be PMIs any more. It makes perf write all of GLOBAL_CTRL. */
 	close(guard);
-	set(MSR_FIXED_CTR3, saved.slots);
-	set(MSR_PERF_METRICS, saved.metrics);
-	set(MSR_GLOBAL_STATUS_RESET, get(MSR_GLOBAL_STATUS) & BOTH);
-	set_bits(MSR_FIXED_CTR_CTRL, FIXED3_ALL << FIXED3_SHIFT, saved.fixed3 << FIXED3_SHIFT);
-	set_bits(MSR_GLOBAL_CTRL, BOTH, saved.global);
+	done &= put_back(MSR_FIXED_CTR3, ~0ull, saved.slots);
+	if (!put_back(MSR_PERF_METRICS, ~0ull, saved.metrics)) {
+		done = false;
+		put_back(MSR_PERF_METRICS, ~0ull, 0);
+	}
+	rdmsr(MSR_GLOBAL_STATUS, &status);
+	done &= put_back(MSR_GLOBAL_STATUS_RESET, ~0ull, status & BOTH);
+	done &= put_back(MSR_FIXED_CTR_CTRL, FIXED3_ALL << FIXED3_SHIFT, saved.fixed3 << FIXED3_SHIFT);
+	return put_back(MSR_GLOBAL_CTRL, BOTH, saved.global) && done;
 }
 
 /* Refuses CPUs that can't be asked. Runs on that CPU. */
@@ -954,6 +984,7 @@ static void print(bool json)
 {
 	unsigned int eax, ebx, ecx, edx, a[4];
 	char microcode[32] = "unknown", line[256];
+	const char *upper = shared->answers[H3].name, *comma = "";
 	FILE *f = fopen("/proc/cpuinfo", "r");
 	struct utsname kernel;
 
@@ -964,22 +995,26 @@ static void print(bool json)
 	__cpuid_count(0xa, 0, a[0], a[1], a[2], a[3]);
 	printf(json ? "{\n  \"cpu\": \"%s\",\n  \"signature\": \"%#x\",\n  \"microcode\": \"%s\",\n  \"kernel\": \"%s\",\n"
 		      "  \"on\": %d,\n  \"cpuid_0xa\": \"%#x %#x %#x %#x\",\n  \"perf_capabilities\": \"%#jx\",\n"
-		      "  \"metrics\": %u,\n  \"answers\": [\n" :
+		      "  \"metrics\": %s,\n  \"answers\": [\n" :
 		      "%s, signature %#x, microcode %s, Linux %s, CPU %d\n"
-		      "CPUID.0xA %#x %#x %#x %#x, PERF_CAPABILITIES %#jx, %u metrics\n"
+		      "CPUID.0xA %#x %#x %#x %#x, PERF_CAPABILITIES %#jx, %s metrics\n"
 		      "    answer              default   question: what was seen\n",
 	       brand(), eax, microcode, kernel.release, cpu, a[0], a[1], a[2], a[3], J(capabilities),
-	       strcmp(shared->answers[H3].name, "no-question") ? NR_LEVEL1 : 8);
-	for (unsigned int id = 0; id < shared->nr_answers; id++) {
+	       !strcmp(upper, "no-question") ? "8" :
+	       !strcmp(upper, "upper-ignored") || !strcmp(upper, "faults") ? "4" : json ? "null" : "?");
+	for (unsigned int id = 0; id < NR_QUESTIONS; id++) {
 		const struct answer *answer = &shared->answers[id];
 
-		printf(json ? "    {\"id\": \"H%u\", \"question\": \"%s\", \"answer\": \"%s\", \"default\": \"%s\", \"values\": \"%s\"}%s\n" :
-			      "H%1$-3u%3$-20s%4$-10s%2$s: %5$s%6$s\n",
-		       id + 1, questions[id].question, answer->name, questions[id].likely, answer->values,
-		       json && id + 1 < shared->nr_answers ? "," : "");
+		if (!answer->name[0])
+			continue;
+		printf(json ? "%6$s    {\"id\": \"H%1$u\", \"question\": \"%2$s\", \"answer\": \"%3$s\", \"default\": \"%4$s\", \"values\": \"%5$s\"}" :
+			      "H%1$-3u%3$-20s%4$-10s%2$s: %5$s\n",
+		       id + 1, questions[id].question, answer->name, questions[id].likely, answer->values, comma);
+		comma = ",\n";
 	}
 	if (json)
-		printf("  ]\n}\n");
+		printf("\n  ]\n}\n");
+	fflush(stdout);
 }
 
 int main(int argc, char *argv[])
@@ -993,9 +1028,11 @@ int main(int argc, char *argv[])
 		{ 0 }
 	};
 	struct perf_event_attr attr = { .config = PERF_COUNT_HW_CPU_CYCLES };
-	bool json = false, overflow = false, vm = false;
+	bool json = false, vm = false, restored;
+	int option, result, errors, shown;
 	sigset_t all, before;
-	int option, result;
+	char text[2048];
+	ssize_t length;
 	pid_t child;
 	char *end;
 
@@ -1010,7 +1047,7 @@ int main(int argc, char *argv[])
 			json = true;
 			break;
 		case 'o':
-			overflow = true;
+			may_overflow = true;
 			break;
 		case 'v':
 			vm = true;
@@ -1035,22 +1072,29 @@ int main(int argc, char *argv[])
 	/* perf ignores PMIs if it has no event on any CPU, as those of unknown reason. */
 	guard = perf_event(&attr, -1, cpu);
 
+	/* What goes wrong is said last. */
+	errors = memfd_create("errors", MFD_CLOEXEC);
+	shown = dup(STDERR_FILENO);
+	dup2(errors, STDERR_FILENO);
+
 	signal(SIGCHLD, SIG_DFL);
 	sigfillset(&all);
 	sigprocmask(SIG_BLOCK, &all, &before);
 	child = fork();
 	if (!child)
-		be_child(overflow);
+		be_child();
 	result = child < 0 ? TROUBLE : wait_for_child(child);
-	restore();
+	restored = restore();
 	sigprocmask(SIG_SETMASK, &before, NULL);
 
-	if (result < 0) {
+	if (result < 0 && restored)
 		fprintf(stderr, "interrupted, what was in the registers is there again\n");
+	print(json);
+	length = pread(errors, text, sizeof(text), 0);
+	dprintf(shown, "%.*s", length > 0 ? (int)length : 0, text);
+	if (result < 0) {
 		signal(-result, SIG_DFL);
 		raise(-result);
 	}
-	if (result != NO_ACCESS && result != IN_USE)
-		print(json);
-	return result;
+	return result == ANSWERED && !restored ? TROUBLE : result;
 }
