@@ -364,6 +364,9 @@ def judge_probe(cpu, results):
         # There is nothing to ignore.
         likely['H3'] = 'no-question'
         chosen -= {'upper-ignored'}
+    if 'slots-rescales' in chosen:
+        # Metrics overflow along with SLOTS alone.
+        likely['H6'] = 'cannot-tell'
     if 'writes-lower' in chosen:
         # No value that is written is near enough to an overflow.
         likely['H6'] = 'not-reached'

@@ -259,7 +259,8 @@ class ProbeTest(unittest.TestCase):
 
     def test_the_chosen_one(self):
         for cpu, answers in (('icl', {}), ('icl,slots-clears', {'H1': 'slots-clears'}),
-                             ('spr,upper-ignored', {'H3': 'no-question'})):
+                             ('spr,upper-ignored', {'H3': 'no-question'}),
+                             ('icl,slots-rescales', {'H1': 'slots-rescales', 'H6': 'cannot-tell'})):
             self.assertEqual(judge_probe(cpu, probed(**answers)), [])
         for cpu in ('skx', 'amd'):
             self.assertEqual(judge_probe(cpu, results(REFUSED)), [])

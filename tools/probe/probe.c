@@ -103,8 +103,8 @@ static const char help[] =
 enum id { H1, H2, H3, H4, H5, H6, H7, H8, H9, H10, H11, H12, NR_QUESTIONS };
 
 struct answer {
-	char name[24];
-	char values[360];
+	char name[32];
+	char values[400];
 };
 
 /* What the child tells its parent. What isn't answered has no name. */
@@ -342,9 +342,11 @@ static bool sums_up(uint64_t val)
 
 static void ask_slots_alone(struct answer *a)
 {
-	uint64_t before, doubled, after0;
+	uint64_t zero, before, doubled, after0;
 	const char *name;
 
+	load(SOME_SLOTS, 0);
+	zero = read_metrics();
 	load(SOME_SLOTS, PATTERN);
 	before = read_metrics();
 	set(MSR_FIXED_CTR3, 2 * SOME_SLOTS);
@@ -357,20 +359,23 @@ static void ask_slots_alone(struct answer *a)
 
 	if (near(doubled, before, 1))
 		name = "slots-rescales";
+	else if (near(doubled, zero, 1))
+		name = "slots-clear-always";
 	else if (!near(doubled, scaled(before, 1, 2), 2))
 		name = "slots-undefined";
 	else if (near(after0, before, 1))
 		name = "kept";
-	else if (near(after0, 0, 0))
+	else if (near(after0, zero, 1))
 		name = "slots-clears";
 	else
 		name = "slots-undefined";
-	reply(a, name, "%#jx reads %#jx with twice the slots; %#jx if they were 0 meanwhile",
-	      J(before), J(doubled), J(after0));
+	reply(a, name, "%#jx reads %#jx with twice the slots; %#jx if they were 0 meanwhile; 0 reads %#jx",
+	      J(before), J(doubled), J(after0), J(zero));
 }
 
 static void ask_no_slots(struct answer *a)
 {
+	bool undefined = !strcmp(shared->answers[H1].name, "slots-undefined");
 	uint64_t none, written, kept;
 	const char *name;
 
@@ -383,12 +388,13 @@ static void ask_no_slots(struct answer *a)
 	set(MSR_FIXED_CTR3, 0);
 	kept = read_metrics();
 
+	/* What was kept tells nothing if a write of SLOTS alone makes it undefined. */
 	if (!none && !written)
-		name = "zero";
+		name = !kept || undefined ? "zero" : "zero-unless-counted";
 	else if (!none && near(written, PATTERN, 1))
-		name = "metrics-kept";
+		name = near(kept, PATTERN, 1) || undefined ? "metrics-kept" : "kept-unless-counted";
 	else if (none == all_ones() && written == all_ones())
-		name = "metrics-ones";
+		name = kept == all_ones() || undefined ? "metrics-ones" : "ones-unless-counted";
 	else
 		name = "metrics-undefined";
 	reply(a, name, "written 0 reads %#jx; written %#jx reads %#jx, and %#jx if the slots became 0 later",
@@ -556,15 +562,18 @@ static void ask_overflow(struct answer *a)
 		name = "not-reached";
 	else if (undefined)
 		name = "overflow-undefined";
-	else if (alone && !asked.pmis)
+	else if (!alone)
+		/* The PMI that SLOTS asks for would be its own. */
+		name = "cannot-tell";
+	else if (!asked.pmis)
 		name = "no-pmi";
 	else
 		name = "if-asked";
-	reply(a, name, "GLOBAL_STATUS %#jx with %s, %lu PMIs, with PMI of SLOTS %s%lu; "
+	reply(a, name, "GLOBAL_STATUS %#jx %s (H1 %s, H4 %s), %lu PMIs, with PMI of SLOTS %s%lu; "
 	      "%#jx, written alone then, reads %#jx; if SLOTS alone overflows %#jx",
-	      J(unasked.status), alone ? "metrics alone" : "SLOTS", unasked.pmis,
-	      alone ? "" : "not asked, ", asked.pmis,
-	      J(PATTERN), J(unasked.rewritten),
+	      J(unasked.status), alone ? "with metrics alone" : "with SLOTS, as metrics alone don't overflow",
+	      shared->answers[H1].name, shared->answers[H4].name, unasked.pmis,
+	      alone ? "" : "not asked, ", asked.pmis, J(PATTERN), J(unasked.rewritten),
 	      J(slots.rewritten));
 }
 
@@ -584,6 +593,8 @@ static const char *half(uint64_t global, uint64_t slots, uint64_t *read)
 		return "half-undefined";
 	if (near(*read, scaled(PATTERN, slots, now), 2))
 		return "stops";
+	if (global == SLOTS && near(*read, PATTERN, 1))
+		return "latched";
 	/* Up to all slots count, or as many as make a quarter, more or less, in work(). */
 	if (global == SLOTS ? sums_up(*read) :
 	    level1_sum(*read) > 255 + 20 && level1_sum(*read) < 255 + 150)
@@ -601,10 +612,10 @@ static void ask_half(struct answer *a)
 	slots = 4 * get(MSR_FIXED_CTR3);
 	with_slots = half(SLOTS, slots / 16, &read_slots);
 	with_metrics = half(METRICS, slots, &read_metrics);
-	reply(a, strcmp(with_slots, "stops") ? with_slots : with_metrics,
-	      "%#jx reads %#jx when bit 35 was set (%s), %#jx when bit 48 was (%s)",
-	      J(PATTERN), J(read_slots), with_slots,
-	      J(read_metrics), with_metrics);
+	reply(a, with_slots, "%#jx reads %#jx when bit 35 was set (%s), %#jx when bit 48 was (%s)",
+	      J(PATTERN), J(read_slots), with_slots, J(read_metrics), with_metrics);
+	if (strcmp(with_slots, with_metrics))
+		snprintf(a->name, sizeof(a->name), "%s/%s", with_slots, with_metrics);
 }
 
 static void ask_running(struct answer *a)
@@ -679,8 +690,8 @@ static bool may_rdpmc(void)
 
 static void ask_rdpmc(struct answer *a)
 {
+	uint64_t slots, read;
 	uint32_t eax, edx;
-	uint64_t slots;
 
 	if (!(capabilities & CAP_RDPMC_CLEARS)) {
 		reply(a, "absent", "PERF_CAPABILITIES %#jx", J(capabilities));
@@ -695,10 +706,12 @@ static void ask_rdpmc(struct answer *a)
 	enable(0, FIXED3_CLEAR);
 	asm volatile("rdpmc" : "=a"(eax), "=d"(edx) : "c"(RDPMC_METRICS));
 	disable();
+	read = (uint64_t)edx << 32 | eax;
 	slots = get(MSR_FIXED_CTR3);
-	reply(a, slots ? "announced" : "rdpmc-clears",
-	      "RDPMC reads %#jx, with bit 14 set; then there are %#jx slots, PERF_METRICS reads %#jx",
-	      J((uint64_t)edx << 32 | eax), J(slots), J(read_metrics()));
+	/* It may be disabled for user space, where it reads 0 then. */
+	reply(a, !slots ? "rdpmc-clears" : near(read, PATTERN, 1) ? "announced" : "cannot-tell",
+	      "RDPMC of %#jx reads %#jx, with bit 14 set; then there are %#jx slots, PERF_METRICS reads %#jx",
+	      J(PATTERN), J(read), J(slots), J(read_metrics()));
 }
 
 static int perf_event(struct perf_event_attr *attr, pid_t pid, int on)
