@@ -240,7 +240,8 @@ class CostsTest(LogsTest):
 
 
 PROBED = {'H1': 'kept', 'H2': 'zero', 'H3': 'faults', 'H4': 'same', 'H5': 'exact', 'H6': 'if-asked',
-          'H7': 'stops', 'H8': 'works', 'H9': 'same', 'H10': 'set', 'H11': 'absent', 'H12': 'prompt'}
+          'H7': 'stops', 'H8': 'works', 'H9': 'same', 'H10': 'set', 'H11': 'absent', 'H12': 'prompt',
+          'H13': 'any'}
 REFUSED = '1..1\n  TAP version 13\n  1..1\n  ok 1 no PERF_METRICS # exit status 2\nok 1 probe_test # 1s'
 
 
@@ -269,6 +270,7 @@ class ProbeTest(unittest.TestCase):
         for cpu, said, problem in (
                 ('icl', probed(H1='slots-clears'), 'H1: slots-clears, which the CPU does not do'),
                 ('icl', probed(H4='writes-differ'), 'H4: writes-differ, which the CPU does not do'),
+                ('icl', probed(H13='faults'), 'H13: faults, which the CPU does not do'),
                 ('spr', probed(), 'H3: faults, which the CPU does not do'),
                 ('icl,slots-clears', probed(), 'not named: slots-clears'),
                 # All that is undefined.
@@ -280,7 +282,7 @@ class ProbeTest(unittest.TestCase):
             self.assertEqual('; '.join(judge_probe(cpu, said)), problem)
 
         for cpu, said, problem in (('skx', probed(), 'has no PERF_METRICS'), ('amd', probed(), 'has no PERF_METRICS'),
-                                   ('icl', results(REFUSED), 'not twelve answers')):
+                                   ('icl', results(REFUSED), 'not thirteen answers')):
             self.assertIn(problem, judge_probe(cpu, said)[0])
 
 

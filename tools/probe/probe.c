@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * Asks the CPU what the documents leave open about fixed counter 3 (TOPDOWN.SLOTS) and
- * PERF_METRICS: the questions H1 to H12 of Documentation/real-hardware.rst. The names of
+ * PERF_METRICS: the questions H1 to H13 of Documentation/real-hardware.rst. The names of
  * the answers are those of the readings in tools/emulator/README, where there is one.
  *
  * It writes both registers through /dev/cpu/N/msr, behind the back of perf, for some
@@ -100,7 +100,7 @@ static const char help[] =
 "  4  perf or somebody else uses fixed counter 3 or PERF_METRICS\n"
 "  5  no access to /dev/cpu/N/msr\n";
 
-enum id { H1, H2, H3, H4, H5, H6, H7, H8, H9, H10, H11, H12, NR_QUESTIONS };
+enum id { H1, H2, H3, H4, H5, H6, H7, H8, H9, H10, H11, H12, H13, NR_QUESTIONS };
 
 struct answer {
 	char name[32];
@@ -442,6 +442,29 @@ static void ask_written(struct answer *a)
 	}
 	reply(a, !differ ? "same" : !most && least == -1 ? "writes-lower" : "writes-differ",
 	      "%d of %d values differ, by %d to %d", differ, values, least, most);
+}
+
+/* Also what no CPU counts. A value that isn't taken faults. */
+static void ask_values(struct answer *a)
+{
+	/* Sums of level 1 of 1020, 0, 256, 510, and 0 below level 2. */
+	static const uint64_t first[] = {
+		~0ull, 0, 0x4040404040404040ull, 0x80807f7f80807f7full, ~LEVEL1,
+	};
+	unsigned int differ = 0, nr = 64;
+	uint64_t val = 0, ones = 0;
+
+	for (unsigned int i = 0; i < nr; i++) {
+		val = i < ARRAY_SIZE(first) ? first[i] :
+		      val * 6364136223846793005ull + 1442695040888963407ull;
+		load(0, val);
+		load(SOME_SLOTS, val);
+		if (!i)
+			ones = read_metrics();
+		differ += !near(read_metrics(), val, 1);
+	}
+	reply(a, "any", "%u values taken over 0 and %#jx slots, of which %u read otherwise, %#jx as %#jx",
+	      nr, J(SOME_SLOTS), differ, J(all_ones()), J(ones));
 }
 
 static void ask_sums(struct answer *a)
@@ -790,6 +813,7 @@ static const struct {
 	[H10] = { "bit 15", "set", ask_capability },
 	[H11] = { "RDPMC that clears", "absent", ask_rdpmc },
 	[H12] = { "arrival of a PMI", "prompt", ask_pmi },
+	[H13] = { "values of PERF_METRICS", "any", ask_values },
 };
 
 /* False if somebody disturbed. */
