@@ -27,6 +27,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -111,6 +112,7 @@ struct answer {
 struct shared {
 	struct answer answers[NR_QUESTIONS];
 	bool wants_pmi;
+	char errors[1024];
 };
 
 static struct shared *shared;
@@ -120,7 +122,7 @@ static int cpu;
 static uint64_t capabilities;
 static uint64_t slots_max;
 static unsigned int nr_metrics = NR_LEVEL1;	/* at least */
-static bool may_overflow;
+static bool may_overflow, lost;
 
 /* What the child has set last, to notice others. */
 static uint64_t global_set, fixed3_set;
@@ -411,8 +413,7 @@ static void ask_upper_half(struct answer *a)
 	there = taken && read_metrics() & ~LEVEL1;
 	nr_metrics = there ? 8 : NR_LEVEL1;
 	reply(a, there ? "no-question" : taken ? "upper-ignored" : "faults", "%s",
-	      there ? "the CPU has level 2 there" : taken ? "WRMSR takes them, they read 0" :
-	      "WRMSR fails");
+	      there ? "the CPU has level 2 there" : taken ? "taken, they read 0" : "WRMSR fails");
 }
 
 static void ask_written(struct answer *a)
@@ -444,27 +445,23 @@ static void ask_written(struct answer *a)
 	      "%d of %d values differ, by %d to %d", differ, values, least, most);
 }
 
-/* Also what no CPU counts. A value that isn't taken faults. */
 static void ask_values(struct answer *a)
 {
-	/* Sums of level 1 of 1020, 0, 256, 510, and 0 below level 2. */
+	/* Level 1 sums to 1020, 0, 256, 510, and 0 below level 2. What isn't taken faults. */
 	static const uint64_t first[] = {
 		~0ull, 0, 0x4040404040404040ull, 0x80807f7f80807f7full, ~LEVEL1,
 	};
-	unsigned int differ = 0, nr = 64;
-	uint64_t val = 0, ones = 0;
+	unsigned int differ = 0;
+	uint64_t val = 0;
 
-	for (unsigned int i = 0; i < nr; i++) {
+	for (unsigned int i = 0; i < 64; i++) {
 		val = i < ARRAY_SIZE(first) ? first[i] :
 		      val * 6364136223846793005ull + 1442695040888963407ull;
 		load(0, val);
 		load(SOME_SLOTS, val);
-		if (!i)
-			ones = read_metrics();
 		differ += !near(read_metrics(), val, 1);
 	}
-	reply(a, "any", "%u values taken over 0 and %#jx slots, of which %u read otherwise, %#jx as %#jx",
-	      nr, J(SOME_SLOTS), differ, J(all_ones()), J(ones));
+	reply(a, "any", "64 taken over 0 and %#jx slots, of which %u read otherwise", J(SOME_SLOTS), differ);
 }
 
 static void ask_sums(struct answer *a)
@@ -541,10 +538,7 @@ static struct overflow overflow(uint64_t slots, uint64_t metrics, uint64_t slots
 	shared->wants_pmi = pmi;
 	enable(BOTH, FIXED3_RINGS | pmi);
 	work(WORK);
-	/*
-	 * A PMI lets perf set GLOBAL_CTRL and start SLOTS and metrics anew, so this is
-	 * nobody else.
-	 */
+	/* A PMI lets perf start SLOTS and metrics anew, so this is nobody else. */
 	if (count_pmis() != before)
 		global_set = get(MSR_GLOBAL_CTRL) & BOTH;
 	disable();
@@ -556,15 +550,24 @@ static struct overflow overflow(uint64_t slots, uint64_t metrics, uint64_t slots
 	return found;
 }
 
+/* Else it follows a NULL pointer at a PMI with bit 48. */
+static bool perf_knows_topdown(void)
+{
+	return !access("/sys/bus/event_source/devices/cpu/events/topdown-retiring", F_OK) ||
+	       !access("/sys/bus/event_source/devices/cpu_core/events/topdown-retiring", F_OK);
+}
+
 static void ask_overflow(struct answer *a)
 {
 	struct overflow slots, unasked, asked = { 0 };
 	bool alone, undefined;
 	const char *name;
 
-	if (!may_overflow || guard < 0) {
-		reply(a, "not-asked", "%s", !may_overflow ? "as it causes PMIs: --overflow" :
-		      "perf gives no event, without which it ignores PMIs");
+	name = !may_overflow ? "as it causes PMIs: --overflow" :
+	       guard < 0 ? "perf gives no event, without which it ignores PMIs" :
+	       !perf_knows_topdown() ? "perf doesn't know this CPU, bit 48 might crash the kernel" : NULL;
+	if (name) {
+		reply(a, "not-asked", "%s", name);
 		return;
 	}
 	/* SLOTS doesn't overflow if it is made less while the counts stay (H1). */
@@ -643,8 +646,8 @@ static void ask_half(struct answer *a)
 
 static void ask_running(struct answer *a)
 {
-	uint64_t running, read, written, wrapped;
-	bool works;
+	uint64_t running, read, written, wrapped = 0;
+	bool wraps = perf_knows_topdown();
 
 	load(0, 0);
 	enable(BOTH, FIXED3_RINGS);
@@ -663,15 +666,17 @@ static void ask_running(struct answer *a)
 	written = read_metrics();
 
 	/* Nothing asks for a PMI here. */
-	load(slots_max - 0xff, 0);
-	count(BOTH, WORK);
-	wrapped = read_metrics();
-	set(MSR_GLOBAL_STATUS_RESET, get(MSR_GLOBAL_STATUS) & BOTH);
+	if (wraps) {
+		load(slots_max - 0xff, 0);
+		count(BOTH, WORK);
+		wrapped = read_metrics();
+		set(MSR_GLOBAL_STATUS_RESET, get(MSR_GLOBAL_STATUS) & BOTH);
+	}
 
-	works = sums_up(running) && sums_up(read) && sums_up(written) && sums_up(wrapped);
-	reply(a, works ? "works" : "running-undefined",
-	      "read by RDMSR %#jx, %#jx when stopped; written %#jx; SLOTS overflowed %#jx",
-	      J(running), J(read), J(written), J(wrapped));
+	reply(a, sums_up(running) && sums_up(read) && sums_up(written) && (!wraps || sums_up(wrapped)) ?
+	      "works" : "running-undefined",
+	      "read by RDMSR %#jx, %#jx when stopped; written %#jx; %s %#jx", J(running), J(read),
+	      J(written), wraps ? "SLOTS overflowed" : "overflow of SLOTS not tried", J(wrapped));
 }
 
 static void ask_reads(struct answer *a)
@@ -859,6 +864,8 @@ static void be_child(void)
 {
 	struct sched_param param = { .sched_priority = 1 };
 
+	/* It stays there for the parent, who says it last. */
+	setvbuf(stderr, shared->errors, _IOFBF, sizeof(shared->errors) - 1);
 	/* So that no other task's events come and go meanwhile; else this is noticed. */
 	if (sched_setscheduler(0, SCHED_FIFO, &param))
 		fprintf(stderr, "note: other tasks may disturb: sched_setscheduler: %s\n", strerror(errno));
@@ -890,32 +897,30 @@ static bool put_back(uint32_t msr, uint64_t mask, uint64_t val)
 		return true;
 	fprintf(stderr, "error: CPU %d: %#jx could not be put back to %#x: %s\n", cpu, J(val), msr,
 		strerror(errno));
+	lost = true;
 	return false;
 }
 
-static bool restore(void)
+static void restore(void)
 {
 	uint64_t now = 0, status = 0;
-	bool done;
 
 	/* perf always asks for PMIs. What it has begun to use it keeps. */
 	rdmsr(MSR_FIXED_CTR_CTRL, &now);
 	now >>= FIXED3_SHIFT;
 	if (now & FIXED3_RINGS && now & FIXED3_PMI && !shared->wants_pmi)
-		return true;
-	done = put_back(MSR_GLOBAL_CTRL, BOTH, 0);
-	done &= put_back(MSR_FIXED_CTR_CTRL, FIXED3_ALL << FIXED3_SHIFT, 0);
+		return;
+	put_back(MSR_GLOBAL_CTRL, BOTH, 0);
+	put_back(MSR_FIXED_CTR_CTRL, FIXED3_ALL << FIXED3_SHIFT, 0);
 	/* There won't be PMIs any more. It makes perf write all of GLOBAL_CTRL. */
 	close(guard);
-	done &= put_back(MSR_FIXED_CTR3, ~0ull, saved.slots);
-	if (!put_back(MSR_PERF_METRICS, ~0ull, saved.metrics)) {
-		done = false;
+	put_back(MSR_FIXED_CTR3, ~0ull, saved.slots);
+	if (!put_back(MSR_PERF_METRICS, ~0ull, saved.metrics))
 		put_back(MSR_PERF_METRICS, ~0ull, 0);
-	}
 	rdmsr(MSR_GLOBAL_STATUS, &status);
-	done &= put_back(MSR_GLOBAL_STATUS_RESET, ~0ull, status & BOTH);
-	done &= put_back(MSR_FIXED_CTR_CTRL, FIXED3_ALL << FIXED3_SHIFT, saved.fixed3 << FIXED3_SHIFT);
-	return put_back(MSR_GLOBAL_CTRL, BOTH, saved.global) && done;
+	put_back(MSR_GLOBAL_STATUS_RESET, ~0ull, status & BOTH);
+	put_back(MSR_FIXED_CTR_CTRL, FIXED3_ALL << FIXED3_SHIFT, saved.fixed3 << FIXED3_SHIFT);
+	put_back(MSR_GLOBAL_CTRL, BOTH, saved.global);
 }
 
 /* Refuses CPUs that can't be asked. Runs on that CPU. */
@@ -947,6 +952,14 @@ static void check_cpu(bool vm_is_fine)
 	capabilities = features & BIT(15);
 }
 
+static char first_of_file(const char *path)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	char c;
+
+	return read(fd, &c, sizeof(c)) == sizeof(c) ? c : 0;
+}
+
 static void check_access(void)
 {
 	char path[32];
@@ -958,6 +971,11 @@ static void check_access(void)
 		die(NO_ACCESS, "%s: %s: %s", path, strerror(errno),
 		    errno == ENOENT ? "modprobe msr" : errno == ENXIO ? "there is no such CPU" :
 		    "it needs root");
+	if (flock(msr_fd, LOCK_EX | LOCK_NB))
+		die(IN_USE, "another probe asks CPU %d: wait for it", cpu);
+	if (first_of_file("/sys/module/kvm_intel/parameters/enable_mediated_pmu") == 'Y' &&
+	    first_of_file("/sys/module/kvm_intel/refcnt") > '0')
+		die(IN_USE, "KVM may have counts of a VM in the registers: end all VMs");
 	if (capabilities && !rdmsr(MSR_PERF_CAPABILITIES, &capabilities))
 		die(NO_ACCESS, "%s cannot be read: %s", path, strerror(errno));
 	if (!rdmsr(MSR_PERF_METRICS, &val))
@@ -968,9 +986,13 @@ static void check_access(void)
 		    "if that is no help, the kernel is locked down: switch off Secure Boot",
 		    path, strerror(errno));
 	/* perf lets events take turns every few milliseconds. */
-	for (unsigned int i = 0; i < 20; i++) {
-		if (fixed3() & FIXED3_RINGS || get(MSR_GLOBAL_STATUS) & BOTH)
+	for (unsigned int i = 0; i < 200; i++) {
+		if (fixed3() & FIXED3_RINGS)
 			die_in_use();
+		val = get(MSR_GLOBAL_STATUS) & BOTH;
+		if (val)
+			die(IN_USE, "GLOBAL_STATUS of CPU %d has bit %d set, by whom is unknown: wrmsr -p %d %#x %#jx resets it",
+			    cpu, val & SLOTS ? 35 : 48, cpu, MSR_GLOBAL_STATUS_RESET, J(val));
 		usleep(1000);
 	}
 }
@@ -978,15 +1000,13 @@ static void check_access(void)
 /* Returns the child's status, or the signal that ended the waiting, negative. */
 static int wait_for_child(pid_t child)
 {
+	static const int signals[] = { SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM };
 	int signal = 0, status;
 	sigset_t set;
 
 	sigemptyset(&set);
-	sigaddset(&set, SIGCHLD);
-	sigaddset(&set, SIGHUP);
-	sigaddset(&set, SIGINT);
-	sigaddset(&set, SIGQUIT);
-	sigaddset(&set, SIGTERM);
+	for (unsigned int i = 0; i < ARRAY_SIZE(signals); i++)
+		sigaddset(&set, signals[i]);
 	while (!waitpid(child, &status, WNOHANG)) {
 		signal = sigwaitinfo(&set, NULL);
 		if (signal > 0 && signal != SIGCHLD) {
@@ -1065,11 +1085,9 @@ int main(int argc, char *argv[])
 		{ 0 }
 	};
 	struct perf_event_attr attr = { .config = PERF_COUNT_HW_CPU_CYCLES };
-	bool json = false, vm = false, restored;
-	int option, result, errors, shown;
+	bool json = false, vm = false;
 	sigset_t all, before;
-	char text[2048];
-	ssize_t length;
+	int option, result;
 	pid_t child;
 	char *end;
 
@@ -1109,11 +1127,6 @@ int main(int argc, char *argv[])
 	/* perf ignores PMIs if it has no event on any CPU, as those of unknown reason. */
 	guard = perf_event(&attr, -1, cpu);
 
-	/* What goes wrong is said last. */
-	errors = memfd_create("errors", MFD_CLOEXEC);
-	shown = dup(STDERR_FILENO);
-	dup2(errors, STDERR_FILENO);
-
 	signal(SIGCHLD, SIG_DFL);
 	sigfillset(&all);
 	sigprocmask(SIG_BLOCK, &all, &before);
@@ -1121,17 +1134,16 @@ int main(int argc, char *argv[])
 	if (!child)
 		be_child();
 	result = child < 0 ? TROUBLE : wait_for_child(child);
-	restored = restore();
+	restore();
 	sigprocmask(SIG_SETMASK, &before, NULL);
 
-	if (result < 0 && restored)
-		fprintf(stderr, "interrupted, what was in the registers is there again\n");
 	print(json);
-	length = pread(errors, text, sizeof(text), 0);
-	dprintf(shown, "%.*s", length > 0 ? (int)length : 0, text);
+	fputs(shared->errors, stderr);
 	if (result < 0) {
+		if (!lost)
+			fprintf(stderr, "interrupted, what was in the registers is there again\n");
 		signal(-result, SIG_DFL);
 		raise(-result);
 	}
-	return result == ANSWERED && !restored ? TROUBLE : result;
+	return result == ANSWERED && lost ? TROUBLE : result;
 }
