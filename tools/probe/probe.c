@@ -98,7 +98,7 @@ static const char help[] =
 "  1  something else went wrong\n"
 "  2  the CPU has no PERF_METRICS: before Ice Lake, an E-core, not Intel's\n"
 "  3  in a VM\n"
-"  4  perf or somebody else uses fixed counter 3 or PERF_METRICS\n"
+"  4  perf, a VM or somebody else uses fixed counter 3 or PERF_METRICS\n"
 "  5  no access to /dev/cpu/N/msr\n";
 
 enum id { H1, H2, H3, H4, H5, H6, H7, H8, H9, H10, H11, H12, H13, NR_QUESTIONS };
@@ -891,12 +891,13 @@ static void save(void)
 /* Goes on if that fails. */
 static bool put_back(uint32_t msr, uint64_t mask, uint64_t val)
 {
+	size_t said = strlen(shared->errors);
 	uint64_t now = 0;
 
 	if ((mask == ~0ull || rdmsr(msr, &now)) && wrmsr(msr, (now & ~mask) | val))
 		return true;
-	fprintf(stderr, "error: CPU %d: %#jx could not be put back to %#x: %s\n", cpu, J(val), msr,
-		strerror(errno));
+	snprintf(shared->errors + said, sizeof(shared->errors) - said,
+		 "error: CPU %d: %#jx could not be put back to %#x: %s\n", cpu, J(val), msr, strerror(errno));
 	lost = true;
 	return false;
 }
@@ -907,8 +908,7 @@ static void restore(void)
 
 	/* perf always asks for PMIs. What it has begun to use it keeps. */
 	rdmsr(MSR_FIXED_CTR_CTRL, &now);
-	now >>= FIXED3_SHIFT;
-	if (now & FIXED3_RINGS && now & FIXED3_PMI && !shared->wants_pmi)
+	if (now & FIXED3_RINGS << FIXED3_SHIFT && now & FIXED3_PMI << FIXED3_SHIFT && !shared->wants_pmi)
 		return;
 	put_back(MSR_GLOBAL_CTRL, BOTH, 0);
 	put_back(MSR_FIXED_CTR_CTRL, FIXED3_ALL << FIXED3_SHIFT, 0);
