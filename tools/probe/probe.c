@@ -129,7 +129,7 @@ static uint64_t global_set, fixed3_set;
 static bool disturbed;
 
 /* Whose answer a fault is. */
-static struct answer *asked;
+static struct answer *current;
 static jmp_buf faulted;
 
 __attribute__((format(printf, 2, 3), noreturn))
@@ -175,9 +175,9 @@ static uint64_t get(uint32_t msr)
 
 	if (rdmsr(msr, &val))
 		return val;
-	if (!asked || errno != EIO)
+	if (!current || errno != EIO)
 		die(TROUBLE, "CPU %d: RDMSR of %#x: %s", cpu, msr, strerror(errno));
-	reply(asked, "faults", "RDMSR of %#x", msr);
+	reply(current, "faults", "RDMSR of %#x", msr);
 	longjmp(faulted, 1);
 }
 
@@ -185,9 +185,9 @@ static void set(uint32_t msr, uint64_t val)
 {
 	if (wrmsr(msr, val))
 		return;
-	if (!asked || errno != EIO)
+	if (!current || errno != EIO)
 		die(TROUBLE, "CPU %d: WRMSR of %#jx to %#x: %s", cpu, J(val), msr, strerror(errno));
-	reply(asked, "faults", "WRMSR of %#jx to %#x", J(val), msr);
+	reply(current, "faults", "WRMSR of %#jx to %#x", J(val), msr);
 	longjmp(faulted, 1);
 }
 
@@ -550,7 +550,7 @@ static struct overflow overflow(uint64_t slots, uint64_t metrics, uint64_t slots
 	return found;
 }
 
-/* Else it follows a NULL pointer at a PMI with bit 48. */
+/* If not, it follows a NULL pointer at a PMI with bit 48. */
 static bool perf_knows_topdown(void)
 {
 	return !access("/sys/bus/event_source/devices/cpu/events/topdown-retiring", F_OK) ||
@@ -824,13 +824,13 @@ static const struct {
 /* False if somebody disturbed. */
 static bool ask_once(enum id id, struct answer *a)
 {
-	asked = a;
+	current = a;
 	if (!setjmp(faulted)) {
 		begin();
 		questions[id].ask(a);
 		look_for_others();
 	}
-	asked = NULL;
+	current = NULL;
 	return !disturbed;
 }
 
@@ -864,7 +864,7 @@ static void be_child(void)
 {
 	struct sched_param param = { .sched_priority = 1 };
 
-	/* It stays there for the parent, who says it last. */
+	/* It stays in the buffer until the parent prints it, after the answers. */
 	setvbuf(stderr, shared->errors, _IOFBF, sizeof(shared->errors) - 1);
 	/* So that no other task's events come and go meanwhile; else this is noticed. */
 	if (sched_setscheduler(0, SCHED_FIFO, &param))
@@ -888,7 +888,7 @@ static void save(void)
 	saved.global = get(MSR_GLOBAL_CTRL) & BOTH;
 }
 
-/* Goes on if that fails. */
+/* Says later if that fails. */
 static bool put_back(uint32_t msr, uint64_t mask, uint64_t val)
 {
 	size_t said = strlen(shared->errors);
