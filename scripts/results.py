@@ -365,8 +365,10 @@ def judge_probe(cpu, results):
         likely['H3'] = 'no-question'
         chosen -= {'upper-ignored'}
     if 'slots-rescales' in chosen:
-        # Metrics overflow along with SLOTS alone.
+        # Metrics overflow only along with SLOTS, which may make them undefined, too.
         likely['H6'] = 'cannot-tell'
+        if 'running-undefined' in chosen:
+            chosen -= {'overflow-undefined'}
     if 'writes-lower' in chosen:
         # No value that is written is near enough to an overflow.
         likely['H6'] = 'not-reached'

@@ -261,7 +261,9 @@ class ProbeTest(unittest.TestCase):
     def test_the_chosen_one(self):
         for cpu, answers in (('icl', {}), ('icl,slots-clears', {'H1': 'slots-clears'}),
                              ('spr,upper-ignored', {'H3': 'no-question'}),
-                             ('icl,slots-rescales', {'H1': 'slots-rescales', 'H6': 'cannot-tell'})):
+                             ('icl,slots-rescales', {'H1': 'slots-rescales', 'H6': 'cannot-tell'}),
+                             ('icl,slots-rescales,overflow-undefined,running-undefined',
+                              {'H1': 'slots-rescales', 'H6': 'cannot-tell', 'H8': 'running-undefined'})):
             self.assertEqual(judge_probe(cpu, probed(**answers)), [])
         for cpu in ('skx', 'amd'):
             self.assertEqual(judge_probe(cpu, results(REFUSED)), [])
