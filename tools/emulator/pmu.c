@@ -849,6 +849,22 @@ static int64_t rounded_off(const struct pmu *pmu, uint64_t val, unsigned int m)
 	return (int64_t)(pmu->metric[m] - metric_of(val, m) * pmu->fixed[SLOTS_COUNTER]);
 }
 
+static unsigned int level1_sum(uint64_t val)
+{
+	unsigned int sum = 0;
+
+	for (unsigned int m = 0; m < NR_LEVEL1; m++)
+		sum += metric_of(val, m);
+	return sum;
+}
+
+/* Whether level 1 may sum to this on hardware.  Software may write all else. */
+static bool may_sum_to(const struct pmu *pmu, uint64_t sum)
+{
+	return reads(pmu, PMU_SUMS_LOOSE) ? sum >= METRIC_ONE - 2 && sum <= METRIC_ONE + 2 :
+	       sum == METRIC_ONE || sum == METRIC_ONE + 1;
+}
+
 /*
  * Level 1 sums to what its counts sum to, where that is all slots: the metric that was
  * rounded most gives way.  Published readings sum to 255 or 256, never to less.
@@ -856,14 +872,12 @@ static int64_t rounded_off(const struct pmu *pmu, uint64_t val, unsigned int m)
 static uint64_t balanced(const struct pmu *pmu, uint64_t val)
 {
 	uint64_t slots = pmu->fixed[SLOTS_COUNTER], total = 0;
-	unsigned int sum = 0;
+	unsigned int sum = level1_sum(val);
 
-	for (unsigned int m = 0; m < NR_LEVEL1; m++) {
-		sum += metric_of(val, m);
+	for (unsigned int m = 0; m < NR_LEVEL1; m++)
 		total += pmu->metric[m];
-	}
 	total = (total + slots / 2) / slots;
-	if (total != METRIC_ONE && total != METRIC_ONE + 1)
+	if (!may_sum_to(pmu, total))
 		return val;
 
 	while (sum != total) {
@@ -901,66 +915,93 @@ static uint64_t fractions(const struct pmu *pmu)
 	return balanced(pmu, val);
 }
 
+/*
+ * What was counted, as it sums up on hardware that isn't exact.  Sums and parts that
+ * only software can have written stay as they are.
+ */
+static uint64_t loosened(const struct pmu *pmu, uint64_t val)
+{
+	uint64_t slots = pmu->fixed[SLOTS_COUNTER];
+	int delta = (int)(slots / SLOTS_PER_CYCLE % 5) - 2;
+
+	while (delta && !may_sum_to(pmu, level1_sum(val) + delta))
+		delta += delta < 0 ? 1 : -1;
+	val = add_to_metric(val, slots >> 5 & 3, delta);
+
+	for (unsigned int m = NR_LEVEL1; m < pmu->var->nr_metrics; m++) {
+		int room = (int)metric_of(val, m - NR_LEVEL1) + 2 - (int)metric_of(val, m);
+
+		/* 2 more, of which the whole may have been written one lower. */
+		if (pmu->metric[m] <= pmu->metric[m - NR_LEVEL1] + 3 * slots)
+			val = add_to_metric(val, m, room < 2 ? room : 2);
+	}
+	return val;
+}
+
+/* PERF_METRICS, defined, and SLOTS not being 0. */
+static uint64_t counted_metrics(const struct pmu *pmu)
+{
+	uint64_t val = fractions(pmu);
+
+	return reads(pmu, PMU_SUMS_LOOSE) && pmu->metrics_counted ? loosened(pmu, val) : val;
+}
+
 static uint64_t read_metrics(struct pmu *pmu)
 {
 	/* So that saving and restoring it doesn't add up to anything. */
 	static const int8_t differ[] = { 0, 1, 0, -1 };
-	uint64_t slots = pmu->fixed[SLOTS_COUNTER], val;
+	uint64_t val;
 
 	if (pmu->undefined)
 		return all_metrics(pmu, PMU_POISON);
-	if (!slots) {
+	if (!pmu->fixed[SLOTS_COUNTER]) {
 		if (reads(pmu, PMU_METRICS_KEPT))
 			return pmu->metrics_seen;
 		return all_metrics(pmu, reads(pmu, PMU_METRICS_ONES) ? METRIC_ONE :
 				   reads(pmu, PMU_METRICS_UNDEFINED) ? PMU_POISON : 0);
 	}
 
-	val = fractions(pmu);
-	if (reads(pmu, PMU_SUMS_LOOSE) && pmu->metrics_counted) {
-		for (unsigned int m = NR_LEVEL1; m < pmu->var->nr_metrics; m++)
-			val = add_to_metric(val, m, 2);
-		val = add_to_metric(val, slots >> 5 & 3, (int)(slots / SLOTS_PER_CYCLE % 5) - 2);
-	}
+	val = counted_metrics(pmu);
 	if (reads(pmu, PMU_READS_DIFFER) && !metrics_rings(pmu))
 		val = add_to_metric(val, 0, differ[pmu->metrics_reads++ % ARRAY_SIZE(differ)]);
 	pmu->metrics_seen = val;
 	return val;
 }
 
+/* Have PERF_METRICS read as this. */
+static void set_metrics(struct pmu *pmu, uint64_t val)
+{
+	for (unsigned int m = 0; m < pmu->var->nr_metrics; m++)
+		pmu->metric[m] = metric_of(val, m) * pmu->fixed[SLOTS_COUNTER];
+	pmu->metrics_counted = false;
+}
+
 static void write_metrics(struct pmu *pmu, uint64_t val)
 {
 	pmu->metrics_seen = val;
-	for (unsigned int m = 0; m < pmu->var->nr_metrics; m++) {
-		unsigned int fraction = metric_of(val, m);
-
-		if (reads(pmu, PMU_WRITES_LOWER) && (fraction & 3) == 3)
-			fraction--;
-		pmu->metric[m] = fraction * pmu->fixed[SLOTS_COUNTER];
-	}
-	pmu->metrics_counted = false;
+	for (unsigned int m = 0; m < pmu->var->nr_metrics; m++)
+		if (reads(pmu, PMU_WRITES_LOWER) && (metric_of(val, m) & 3) == 3)
+			val = add_to_metric(val, m, -1);
+	set_metrics(pmu, val);
 	if (reads(pmu, PMU_RUNNING_UNDEFINED) && topdown_rings(pmu))
 		pmu->undefined = UNTIL_SLOTS_AND_METRICS;
 	else if (pmu->undefined == UNTIL_METRICS)
 		pmu->undefined = DEFINED;
 }
 
-/* A write of SLOTS is done. */
-static void slots_written(struct pmu *pmu, uint64_t before)
+static void write_slots(struct pmu *pmu, uint64_t slots)
 {
-	uint64_t slots = pmu->fixed[SLOTS_COUNTER];
+	bool rescales = reads(pmu, PMU_SLOTS_RESCALES) && pmu->fixed[SLOTS_COUNTER];
+	uint64_t val = rescales ? counted_metrics(pmu) : 0;
 
+	pmu->fixed[SLOTS_COUNTER] = slots;
 	if (reads(pmu, PMU_RUNNING_UNDEFINED) && topdown_rings(pmu))
 		pmu->undefined = UNTIL_SLOTS_AND_METRICS;
 	else if (pmu->undefined || reads(pmu, PMU_SLOTS_UNDEFINED))
 		pmu->undefined = UNTIL_METRICS;
 
-	for (unsigned int m = 0; m < pmu->var->nr_metrics; m++) {
-		if (reads(pmu, PMU_SLOTS_CLEARS) && !slots)
-			pmu->metric[m] = 0;
-		else if (reads(pmu, PMU_SLOTS_RESCALES) && before)
-			pmu->metric[m] = (unsigned __int128)pmu->metric[m] * slots / before;
-	}
+	if (rescales || (reads(pmu, PMU_SLOTS_CLEARS) && !slots))
+		set_metrics(pmu, val);
 }
 
 static uint64_t read_inuse(const struct pmu *pmu)
@@ -1179,15 +1220,12 @@ static enum pmu_result write_reg(struct pmu *pmu, uint32_t msr, uint64_t val)
 		return store(&pmu->gp[i], val, width_mask(pmu));
 	}
 	if (in_range(msr, MSR_FIXED_CTR0, PMU_MAX_FIXED, &i)) {
-		uint64_t before;
-
-		if (!has_fixed(pmu, i))
-			return PMU_GP;
-		before = pmu->fixed[i];
-		if (store(&pmu->fixed[i], val, width_mask(pmu)) != PMU_OK)
+		if (!has_fixed(pmu, i) || val & ~width_mask(pmu))
 			return PMU_GP;
 		if (i == SLOTS_COUNTER)
-			slots_written(pmu, before);
+			write_slots(pmu, val);
+		else
+			pmu->fixed[i] = val;
 		return PMU_OK;
 	}
 	i = extra_index(pmu, msr);
