@@ -612,11 +612,16 @@ static void written(struct pmu *pmu, unsigned int i, uint64_t val)
 {
 	uint32_t who = pmu->running;
 
-	/* Fractions of what somebody else has counted tell of that. */
-	if (i == METRICS_REGISTER && !is_own(pmu, SLOTS_REGISTER, who))
-		who = pmu->made_by[SLOTS_REGISTER];
-	else if (who == PMU_HOST)
+	if (who == PMU_HOST)
 		who = val ? PMU_GIVEN : PMU_NOBODY;
+	if (i == METRICS_REGISTER) {
+		/* What is undefined may still be what was there before. */
+		if (pmu->undefined)
+			return;
+		/* Fractions of what somebody else has counted tell of that. */
+		if (val && !is_own(pmu, SLOTS_REGISTER, who))
+			who = pmu->made_by[SLOTS_REGISTER];
+	}
 	made(pmu, i, who);
 }
 
@@ -1311,6 +1316,7 @@ enum pmu_result pmu_rdpmc(struct pmu *pmu, uint32_t ecx, uint64_t *val)
 		if (pmu->fixed_ctrl & FIXED_CLEAR_METRICS && reads(pmu, PMU_RDPMC_CLEARS)) {
 			pmu->fixed[SLOTS_COUNTER] = 0;
 			memset(pmu->metric, 0, sizeof(pmu->metric));
+			pmu->metrics_seen = 0;
 			written(pmu, METRICS_REGISTER, 0);
 		}
 		return PMU_OK;

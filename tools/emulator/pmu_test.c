@@ -2106,6 +2106,16 @@ static void test_rdpmc_clears(void)
 		wr(FIXED(3), 1000);
 		check_eq(rd(METRICS), clear ? 0 : 0x40);
 	}
+
+	/* Nothing of it is kept. */
+	memset(&act, 0, sizeof(act));
+	pmu_init(&pmu, pmu_variant_by_name("spr"),
+		 pmu_reading_by_name("metrics-kept") | pmu_reading_by_name("rdpmc-clears"));
+	wr(FIXED(3), 1000);
+	wr(METRICS, 0x40);
+	wr(FIXED_CTRL, BIT(14));
+	check_eq(rdpmc(0x20000000), 0x40);
+	check_eq(rd(METRICS), 0);
 }
 
 static void test_late_pmi(void)
@@ -2309,9 +2319,30 @@ static void test_owners_of_metrics(void)
 	wr(FIXED(3), 2000);
 	check_eq(foreign_to(GUEST_B), METRICS_REG);
 
-	/* Who sees metrics sees something of SLOTS. */
-	wr(FIXED(3), 0);
 	wr(METRICS, 0);
+	check_eq(foreign_to(GUEST_B), 0);
+
+	/* ... be it the host that has counted that. */
+	start_topdown();
+	wr(GLOBAL_CTRL, BIT(35));
+	run(PMU_STEP, 100);
+	wr(GLOBAL_CTRL, 0);
+	wr(METRICS, 0x40);
+	check_eq(foreign(), 0);
+	wr(FIXED(3), 2000);
+	check_eq(foreign_to(GUEST_B), METRICS_REG);
+
+	/* Of 0, all fractions are 0. */
+	enter(GUEST_A);
+	wr(FIXED(3), 1000);
+	wr(METRICS, 0x40);
+	leave();
+	wr(METRICS, 0);
+	check_eq(foreign(), SLOTS_REG);
+	wr(FIXED(3), 0);
+	check_eq(foreign() | foreign_to(GUEST_B), 0);
+
+	/* Who sees metrics sees something of SLOTS. */
 	enter(GUEST_A);
 	wr(FIXED(3), 1000);
 	enter(GUEST_B);
@@ -2350,6 +2381,35 @@ static void test_owners_of_metrics(void)
 	leave();
 	check_eq(rdpmc(0x20000000), 0x40);
 	check_eq(foreign(), 0);
+}
+
+/* What is written in vain clears nothing. */
+static void test_owners_of_undefined(void)
+{
+	for (unsigned int host = 0; host < 2; host++) {
+		power_up_as("spr", "strict");
+		start_topdown();
+		if (!host)
+			enter(GUEST_A);
+		run(PMU_STEP, 100);
+		leave();
+		wr(FIXED(3), 0);
+		wr(METRICS, 0);
+		wr(GLOBAL_CTRL, 0);
+		check_eq(foreign_to(GUEST_B), METRICS_REG);
+		wr(METRICS, 0x40);
+		check_eq(foreign_to(GUEST_B), METRICS_REG);
+
+		/* The right way. */
+		wr(FIXED(3), 0);
+		check_eq(foreign_to(GUEST_B), METRICS_REG);
+		wr(METRICS, 0);
+		check_eq(foreign_to(GUEST_B), 0);
+		wr(FIXED(3), 1000);
+		wr(METRICS, 0x40);
+		check_eq(foreign_to(GUEST_B), 0);
+		check_eq(foreign_to(GUEST_A), SLOTS_REG | METRICS_REG);
+	}
 }
 
 static void test_unsaved(void)
@@ -2556,6 +2616,7 @@ static const struct {
 	{ "whose a counter is", test_owners_of_counters },
 	{ "whose a counter is if the guest can't read it", test_owners_readable },
 	{ "whose PERF_METRICS is", test_owners_of_metrics },
+	{ "whose PERF_METRICS is that is undefined", test_owners_of_undefined },
 	{ "what the host has not read", test_unsaved },
 };
 
