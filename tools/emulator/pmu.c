@@ -1079,16 +1079,21 @@ uint64_t pmu_register_of_msr(const struct pmu *pmu, uint32_t msr)
 
 uint64_t pmu_register_of_rdpmc(const struct pmu *pmu, uint32_t ecx)
 {
+	unsigned int index = ecx & 0xffff;
+	uint64_t reg = 0;
+
 	switch (ecx >> 16) {
 	case 0x0000:
-		return pmu_register_of_msr(pmu, MSR_PERFCTR0 + ecx);
+		reg = index < PMU_MAX_GP ? BIT(index) : 0;
+		break;
 	case 0x4000:
-		return pmu_register_of_msr(pmu, MSR_FIXED_CTR0 + (ecx & 0xffff));
+		reg = index < PMU_MAX_FIXED ? BIT(FIXED_REGISTERS + index) : 0;
+		break;
 	case 0x2000:
-		return pmu_register_of_msr(pmu, MSR_PERF_METRICS + (ecx & 0xffff));
-	default:
-		return 0;
+		reg = index ? 0 : BIT(METRICS_REGISTER);
+		break;
 	}
+	return reg & global_bits(pmu);
 }
 
 void pmu_run(struct pmu *pmu, uint32_t who, uint64_t readable, uint64_t host_counts)
@@ -1113,19 +1118,28 @@ uint64_t pmu_foreign(const struct pmu *pmu, uint64_t registers)
 	return foreign;
 }
 
-/* What the host has read it can give back. */
-static void saved(struct pmu *pmu, uint64_t reg)
+uint64_t pmu_lost(const struct pmu *pmu, uint32_t msr)
 {
-	if (pmu->running == PMU_HOST)
-		pmu->unsaved &= ~reg;
+	uint64_t reg = pmu_register_of_msr(pmu, msr);
+
+	if (reg == GLOBAL_SLOTS)
+		reg |= GLOBAL_METRICS;
+	return pmu->running == PMU_HOST ? reg & pmu->unsaved : 0;
 }
 
-enum pmu_result pmu_rdmsr(struct pmu *pmu, uint32_t msr, uint64_t *val)
+/* What the host has read it can give back. */
+static enum pmu_result saved(struct pmu *pmu, uint64_t reg, enum pmu_result ret)
+{
+	if (ret == PMU_OK && pmu->running == PMU_HOST)
+		pmu->unsaved &= ~reg;
+	return ret;
+}
+
+static enum pmu_result read_reg(struct pmu *pmu, uint32_t msr, uint64_t *val)
 {
 	const struct pmu_variant *var = pmu->var;
 	unsigned int i;
 
-	saved(pmu, pmu_register_of_msr(pmu, msr));
 	msr = first_name(pmu, msr);
 	if (in_range(msr, MSR_PERFEVTSEL0, PMU_MAX_GP, &i)) {
 		*val = pmu->evtsel[i];
@@ -1194,6 +1208,11 @@ enum pmu_result pmu_rdmsr(struct pmu *pmu, uint32_t msr, uint64_t *val)
 	default:
 		return PMU_FOREIGN;
 	}
+}
+
+enum pmu_result pmu_rdmsr(struct pmu *pmu, uint32_t msr, uint64_t *val)
+{
+	return saved(pmu, pmu_register_of_msr(pmu, msr), read_reg(pmu, msr, val));
 }
 
 /* A plain register: #GP on a bit that is not legal, else store. */
@@ -1293,11 +1312,10 @@ enum pmu_result pmu_wrmsr(struct pmu *pmu, uint32_t msr, uint64_t val)
 	return PMU_OK;
 }
 
-enum pmu_result pmu_rdpmc(struct pmu *pmu, uint32_t ecx, uint64_t *val)
+static enum pmu_result read_pmc(struct pmu *pmu, uint32_t ecx, uint64_t *val)
 {
 	unsigned int index = ecx & 0xffff;
 
-	saved(pmu, pmu_register_of_rdpmc(pmu, ecx));
 	switch (ecx >> 16) {
 	case 0x0000:
 		if (index >= pmu->var->nr_gp)
@@ -1323,6 +1341,11 @@ enum pmu_result pmu_rdpmc(struct pmu *pmu, uint32_t ecx, uint64_t *val)
 	default:
 		return PMU_GP;
 	}
+}
+
+enum pmu_result pmu_rdpmc(struct pmu *pmu, uint32_t ecx, uint64_t *val)
+{
+	return saved(pmu, pmu_register_of_rdpmc(pmu, ecx), read_pmc(pmu, ecx, val));
 }
 
 bool pmu_global_ctrl_valid(const struct pmu *pmu, uint64_t val)

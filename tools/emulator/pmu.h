@@ -441,6 +441,17 @@ void pmu_run(struct pmu *pmu, uint32_t who, uint64_t readable, uint64_t host_cou
 uint64_t pmu_foreign(const struct pmu *pmu, uint64_t registers);
 
 /**
+ * pmu_lost() - what a write to an MSR destroys
+ * @pmu: state, reported up to now
+ * @msr: register
+ *
+ * A write of SLOTS changes what PERF_METRICS reads.
+ *
+ * Return: a bitmap of what a guest has made and the host, which runs, has not read.
+ */
+uint64_t pmu_lost(const struct pmu *pmu, uint32_t msr);
+
+/**
  * pmu_lvtpc_delivers() - pass a performance-monitoring interrupt through LVTPC
  * @lvtpc: that register of the local APIC, whose mask bit is set by delivery
  *

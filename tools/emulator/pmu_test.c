@@ -2188,6 +2188,10 @@ static void test_register_numbers(const struct expectation *e)
 		check_eq(pmu_register_of_rdpmc(&pmu, 0x20000000 + i), e->metrics && !i ? METRICS_REG : 0);
 		check_eq(pmu_register_of_rdpmc(&pmu, 0x10000000 + i), 0);
 	}
+	/* What is no index is no register, wherever an MSR of that distance were. */
+	for (unsigned int i = 10; i < 0x10000; i++)
+		check(!pmu_register_of_rdpmc(&pmu, i) && !pmu_register_of_rdpmc(&pmu, 0x40000000 + i) &&
+		      !pmu_register_of_rdpmc(&pmu, 0x20000000 + i), "%#x", i);
 	check_eq(pmu_register_of_msr(&pmu, METRICS), e->metrics ? METRICS_REG : 0);
 	check_eq(pmu_register_of_msr(&pmu, EVTSEL(0)), 0);
 	check_eq(pmu_register_of_msr(&pmu, GLOBAL_CTRL), 0);
@@ -2414,6 +2418,8 @@ static void test_owners_of_undefined(void)
 
 static void test_unsaved(void)
 {
+	static struct pmu_variant old;
+
 	/* A guest has counted, or written, what it can read. */
 	start_topdown();
 	wr(EVTSEL(2), OS | EN | INSTRUCTIONS);
@@ -2434,11 +2440,52 @@ static void test_unsaved(void)
 	wr(PMC(3), 0);
 	check_eq(pmu.unsaved, 0);
 
+	/* A new SLOTS changes what PERF_METRICS reads. */
+	start_topdown();
+	enter(GUEST_A);
+	run(PMU_STEP, 1);
+	wr(GLOBAL_CTRL, 0);
+	check_eq(pmu_lost(&pmu, FIXED(3)), 0);
+	leave();
+	check_eq(pmu_lost(&pmu, FIXED(3)), SLOTS_REG | METRICS_REG);
+	check_eq(pmu_lost(&pmu, METRICS), METRICS_REG);
+	check_eq(pmu_lost(&pmu, FIXED(2)) | pmu_lost(&pmu, GLOBAL_CTRL), 0);
+	rd(FIXED(3));
+	check_eq(pmu_lost(&pmu, FIXED(3)), METRICS_REG);
+	rd(METRICS);
+	check_eq(pmu_lost(&pmu, FIXED(3)), 0);
+
+	/* Where there is #GP nothing is read. */
+	wr(FIXED(3), 0);
+	wr(METRICS, 0);
+	enter(GUEST_A);
+	wr(PMC(0), 5);
+	wr(FIXED(0), 5);
+	wr(METRICS, 0);
+	leave();
+	check(rdpmc_faults(0x00000400) && rdpmc_faults(0x00000248));
+	check(rdpmc_faults(0x40000020) && rdpmc_faults(0x20000198));
+	check_eq(pmu.unsaved, BIT(0) | BIT(32) | METRICS_REG);
+	rd(PMC(0));
+	rd(FIXED(0));
+	rd(METRICS);
+	check_eq(pmu.unsaved, 0);
+
 	/* What was given is with the host. */
 	wr(PMC(3), 5);
 	enter(GUEST_A);
 	leave();
 	check_eq(pmu.unsaved, 0);
+
+	/* A number that needs PERF_CAPABILITIES[13] is #GP without. */
+	old = *pmu_variant_by_name("spr");
+	old.perf_capabilities = 0;
+	pmu_init(&pmu, &old, 0);
+	enter(GUEST_A);
+	wr(PERFCTR(0), 5);
+	leave();
+	check(rd_faults(PMC(0)));
+	check_eq(pmu.unsaved, BIT(0));
 }
 
 /*

@@ -147,9 +147,7 @@ int bx_pmu_c::wrmsr(Bit32u index, Bit64u val)
 	if (!present())
 		return -1;
 	sync();
-	if (pmu.running == PMU_HOST)
-		check(pmu.unsaved & pmu_register_of_msr(&pmu, index),
-		      "is overwritten without having been read by", cpu->prev_rip);
+	check(pmu_lost(&pmu, index), "is overwritten without having been read by", cpu->prev_rip);
 	switch (pmu_wrmsr(&pmu, index, val)) {
 	case PMU_OK:
 		arm();
