@@ -424,6 +424,17 @@ static unsigned int metrics_rings(const struct pmu *pmu)
 	return half_enabled(pmu) && !reads(pmu, PMU_HALF_COUNTS) ? 0 : topdown_rings(pmu);
 }
 
+static bool is_frozen(const struct pmu *pmu)
+{
+	return pmu->global_status & STATUS_CTR_FRZ;
+}
+
+/* SLOTS, or metrics, may count now, if only in the other ring. */
+static bool topdown_runs(const struct pmu *pmu)
+{
+	return topdown_rings(pmu) && !is_frozen(pmu);
+}
+
 /* Whether the overflow of an internal count causes a PMI. */
 static bool metrics_pmi(const struct pmu *pmu)
 {
@@ -435,7 +446,7 @@ static void update_live(struct pmu *pmu)
 {
 	pmu->live = false;
 	pmu->sampling = false;
-	if (pmu->global_status & STATUS_CTR_FRZ)
+	if (is_frozen(pmu))
 		return;
 
 	for (unsigned int i = 0; i < pmu->var->nr_gp; i++) {
@@ -694,7 +705,7 @@ static void count(struct pmu *pmu)
 	}
 
 	memcpy(pmu->counted, now, sizeof(now));
-	if (pmu->global_status & STATUS_CTR_FRZ)
+	if (is_frozen(pmu))
 		update_live(pmu);
 }
 
@@ -967,7 +978,7 @@ static uint64_t read_metrics(struct pmu *pmu)
 	}
 
 	val = counted_metrics(pmu);
-	if (reads(pmu, PMU_READS_DIFFER) && !metrics_rings(pmu))
+	if (reads(pmu, PMU_READS_DIFFER) && (!metrics_rings(pmu) || is_frozen(pmu)))
 		val = add_to_metric(val, 0, differ[pmu->metrics_reads++ % ARRAY_SIZE(differ)]);
 	pmu->metrics_seen = val;
 	return val;
@@ -988,7 +999,7 @@ static void write_metrics(struct pmu *pmu, uint64_t val)
 		if (reads(pmu, PMU_WRITES_LOWER) && (metric_of(val, m) & 3) == 3)
 			val = add_to_metric(val, m, -1);
 	set_metrics(pmu, val);
-	if (reads(pmu, PMU_RUNNING_UNDEFINED) && topdown_rings(pmu))
+	if (reads(pmu, PMU_RUNNING_UNDEFINED) && topdown_runs(pmu))
 		pmu->undefined = UNTIL_SLOTS_AND_METRICS;
 	else if (pmu->undefined == UNTIL_METRICS)
 		pmu->undefined = DEFINED;
@@ -1000,7 +1011,7 @@ static void write_slots(struct pmu *pmu, uint64_t slots)
 	uint64_t val = rescales ? counted_metrics(pmu) : 0;
 
 	pmu->fixed[SLOTS_COUNTER] = slots;
-	if (reads(pmu, PMU_RUNNING_UNDEFINED) && topdown_rings(pmu))
+	if (reads(pmu, PMU_RUNNING_UNDEFINED) && topdown_runs(pmu))
 		pmu->undefined = UNTIL_SLOTS_AND_METRICS;
 	else if (pmu->undefined || reads(pmu, PMU_SLOTS_UNDEFINED))
 		pmu->undefined = UNTIL_METRICS;
@@ -1176,7 +1187,7 @@ static enum pmu_result read_reg(struct pmu *pmu, uint32_t msr, uint64_t *val)
 		return PMU_OK;
 	case MSR_PERF_METRICS:
 		/* By RDPMC software may read it at any time. */
-		if (reads(pmu, PMU_RUNNING_UNDEFINED) && topdown_rings(pmu))
+		if (reads(pmu, PMU_RUNNING_UNDEFINED) && topdown_runs(pmu))
 			pmu->undefined = UNTIL_SLOTS_AND_METRICS;
 		*val = read_metrics(pmu);
 		return var->nr_metrics ? PMU_OK : PMU_GP;

@@ -1861,6 +1861,11 @@ static void test_upper_half(void)
 	wr(FIXED(3), 1000);
 	wr(METRICS, 0xdeadbeef12345678);
 	check_eq(rd(METRICS), 0x12345678);
+	memset(&act, 0, sizeof(act));
+	pmu_init(&pmu, pmu_variant_by_name("icl"),
+		 pmu_reading_by_name("metrics-kept") | pmu_reading_by_name("upper-ignored"));
+	wr(METRICS, 0xdeadbeef12345678);
+	check_eq(rd(METRICS), 0x12345678);
 	power_up_as("skx", "upper-ignored");
 	check(wr_faults(METRICS, 0));
 }
@@ -2027,7 +2032,7 @@ static void test_half_enabled(void)
 
 static void test_running(void)
 {
-	for (unsigned int i = 0; i < 5; i++) {
+	for (unsigned int i = 0; i < 6; i++) {
 		power_up_as("spr", "running-undefined");
 		start_topdown();
 		run(PMU_LOAD, 100);
@@ -2057,8 +2062,28 @@ static void test_running(void)
 			wr(METRICS, 0x40);
 			check_eq(rd(METRICS), 0x40);
 			continue;
+		case 5:
+			/* ... and while it is frozen. */
+			wr(STATUS_SET, BIT(59));
+			wr(FIXED(3), 1000);
+			wr(METRICS, 0x40);
+			check_eq(rd(METRICS), 0x40);
+			continue;
 		}
 		check_poisoned();
+	}
+
+	/* SLOTS overflows behind its greatest value, not at it. */
+	for (unsigned int left = 11; left <= 12; left++) {
+		power_up_as("spr", "running-undefined");
+		wr(FIXED_CTRL, 0x3000);
+		wr(FIXED(3), MASK - left);
+		wr(METRICS, 0x40);
+		wr(GLOBAL_CTRL, BIT(35) | BIT(48));
+		run(PMU_STEP, 2);
+		wr(GLOBAL_CTRL, 0);
+		check_eq(rd(FIXED(3)), left == 11 ? 0 : MASK);
+		check_eq(rdpmc(0x20000000) == POISONED, left == 11);
 	}
 }
 
@@ -2085,6 +2110,23 @@ static void test_reads_differ(void)
 	val = rd(METRICS);
 	for (unsigned int i = 0; i < 8; i++)
 		check_eq(rd(METRICS), val);
+
+	/* Nothing counts while it is frozen, or if what counts is another counter. */
+	for (unsigned int frozen = 0; frozen < 2; frozen++) {
+		if (frozen) {
+			wr(STATUS_SET, BIT(59));
+		} else {
+			wr(EVTSEL(0), OS | EN | INSTRUCTIONS);
+			wr(FIXED_CTRL, 0x3003);
+			wr(GLOBAL_CTRL, BIT(0) | BIT(32));
+		}
+		different = 0;
+		val = rd(METRICS);
+		for (unsigned int i = 0; i < 8; i++)
+			different += rd(METRICS) != val;
+		check(different);
+		wr(GLOBAL_CTRL, BIT(35) | BIT(48));
+	}
 }
 
 static void test_rdpmc_clears(void)
@@ -2138,10 +2180,22 @@ static void test_late_pmi(void)
 	}
 	check(steps >= 100 && steps < 1000, "%u", steps);
 	check(!pmu_take_pmi(&pmu));
+
+	/* Further overflows don't put it off. */
+	wr(EVTSEL(0), OS | EN | INT | INSTRUCTIONS);
+	wr(GLOBAL_CTRL, BIT(0));
+	for (unsigned int i = 0; i < steps; i++) {
+		check(!pmu_take_pmi(&pmu), "%u", i);
+		wr(PMC(0), MASK);
+		run(PMU_STEP, 1);
+	}
+	check(!pmu_take_pmi(&pmu));
+	run(PMU_STEP, 1);
+	check(pmu_take_pmi(&pmu));
 }
 
 /* Guests that can read all registers themselves. */
-#define GUEST_A		(PMU_GUESTS + 7)
+#define GUEST_A		PMU_GUESTS
 #define GUEST_B		(PMU_GUESTS + 8)
 #define SLOTS_REG	BIT(35)
 #define METRICS_REG	BIT(48)
