@@ -154,19 +154,24 @@ static void test_smm(void)
 	wrmsr(MSR_DEBUGCTL, 0);
 }
 
-/* Version 6 brings it. It says again which counters there are. */
+/*
+ * Version 6 brings it. It says again which counters there are. Whether this CPU is to have
+ * it is known to who reads the result.
+ */
 static void test_perfmon_ext(void)
 {
 	u32 max[4], old[4], announced[4], counters[4];
-	u32 there;
+	u32 there, fixed;
 
 	cpuid(0, 0, max);
 	cpuid(0xa, 0, old);
 	cpuid(7, 1, announced);
 	cpuid(0x23, 1, counters);
 	there = (old[0] & 0xff) >= 6;
+	fixed = there ? 0x77 : 0x0f;
 	result((max[0] >= 0x23) == there && (announced[0] >> 8 & 1) == there &&
-	       counters[0] == (there ? 0xff : 0) && counters[1] == (there ? old[2] : 0),
+	       old[2] == fixed && counters[0] == (there ? 0xff : 0) &&
+	       counters[1] == (there ? fixed : 0),
 	       there ? "CPUID has leaf 0x23" : "CPUID has no leaf 0x23");
 }
 
