@@ -616,6 +616,10 @@ static void counts(struct pmu *pmu, unsigned int i)
 {
 	uint32_t who = pmu->host_counts & BIT(i) ? PMU_HOST : pmu->running;
 
+	/* With half-counts, events on guests alone don't stop metrics in the host. */
+	if (who == PMU_HOST && pmu->made_by[i] >= PMU_GUESTS && !tells_nothing(pmu, i) &&
+	    !(i == METRICS_REGISTER && half_enabled(pmu)))
+		pmu->mixed |= BIT(i);
 	made(pmu, i, is_own(pmu, i, who) ? who : PMU_SEVERAL);
 }
 
@@ -623,6 +627,7 @@ static void written(struct pmu *pmu, unsigned int i, uint64_t val)
 {
 	uint32_t who = pmu->running;
 
+	pmu->mixed &= ~BIT(i);
 	if (who == PMU_HOST)
 		who = val ? PMU_GIVEN : PMU_NOBODY;
 	if (i == METRICS_REGISTER) {
@@ -1127,6 +1132,11 @@ uint64_t pmu_foreign(const struct pmu *pmu, uint64_t registers)
 		if (registers & BIT(i) && !is_own(pmu, i, pmu->running))
 			foreign |= BIT(i);
 	return foreign;
+}
+
+uint64_t pmu_not_to_read(const struct pmu *pmu, uint64_t registers)
+{
+	return pmu->running == PMU_HOST ? registers & pmu->mixed : pmu_foreign(pmu, registers);
 }
 
 uint64_t pmu_lost(const struct pmu *pmu, uint32_t msr)

@@ -200,6 +200,7 @@ struct pmu {
 	uint64_t readable;		/* by the guest that runs */
 	uint64_t host_counts;		/* on behalf of the host while it runs */
 	uint64_t unsaved;		/* made by a guest, and not read by the host since */
+	uint64_t mixed;			/* counted by the host on top of what a guest made */
 };
 
 /* Result of an access: done; #GP(0); or not a register of the PMU. */
@@ -439,6 +440,17 @@ void pmu_run(struct pmu *pmu, uint32_t who, uint64_t readable, uint64_t host_cou
  * Return: a bitmap of those of @registers that somebody else made.
  */
 uint64_t pmu_foreign(const struct pmu *pmu, uint64_t registers);
+
+/**
+ * pmu_not_to_read() - what a read would tell of others
+ * @pmu: state, reported up to now
+ * @registers: bitmap of registers, which the host or the guest that runs reads
+ *
+ * The host saves what guests make, so it may read that, unless it has counted on top.
+ *
+ * Return: a bitmap of those of @registers that may not be read.
+ */
+uint64_t pmu_not_to_read(const struct pmu *pmu, uint64_t registers);
 
 /**
  * pmu_lost() - what a write to an MSR destroys

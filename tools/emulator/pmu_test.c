@@ -2441,6 +2441,72 @@ static void test_owners_of_metrics(void)
 	check_eq(foreign(), 0);
 }
 
+/* The host saves what guests make, but mustn't count on top of it. */
+static void test_owners_of_mixed(void)
+{
+	const uint64_t topdown = SLOTS_REG | METRICS_REG;
+
+	for (unsigned int clears = 0; clears < 3; clears++) {
+		start_topdown();
+		enter(GUEST_A);
+		run(PMU_STEP, 100);
+		check_eq(pmu_not_to_read(&pmu, topdown), 0);
+		wr(GLOBAL_CTRL, 0);
+		leave();
+		check_eq(pmu_not_to_read(&pmu, topdown), 0);
+
+		/* Another guest does, under one event of the host. */
+		wr(GLOBAL_CTRL, BIT(35) | BIT(48));
+		enter(GUEST_B);
+		check_eq(pmu_not_to_read(&pmu, topdown), topdown);
+		run(PMU_STEP, 100);
+		leave();
+		check_eq(pmu_not_to_read(&pmu, topdown), 0);
+
+		/* What the host clears in between it may count in. */
+		wr(GLOBAL_CTRL, 0);
+		wr(FIXED(3), 0);
+		wr(METRICS, 0);
+		enter(GUEST_A);
+		wr(FIXED(3), 1000);
+		wr(METRICS, 0x40);
+		leave();
+		if (clears > 0)
+			wr(FIXED(3), 0);
+		if (clears > 1)
+			wr(METRICS, 0);
+		wr(GLOBAL_CTRL, BIT(35) | BIT(48));
+		run(PMU_STEP, 100);
+		wr(GLOBAL_CTRL, 0);
+		check_eq(pmu_not_to_read(&pmu, topdown), clears == 0 ? topdown :
+			 clears == 1 ? METRICS_REG : 0);
+		check_eq(pmu_not_to_read(&pmu, ~topdown), 0);
+		wr(FIXED(3), 5);
+		check_eq(pmu_not_to_read(&pmu, topdown), clears < 2 ? METRICS_REG : 0);
+		wr(METRICS, 5);
+		check_eq(pmu_not_to_read(&pmu, topdown), 0);
+	}
+
+	/* A counter of 0 tells nothing. */
+	wr(FIXED_CTRL, 0x3);
+	enter(GUEST_A);
+	wr(FIXED(0), 0);
+	leave();
+	wr(GLOBAL_CTRL, BIT(32));
+	run(PMU_STEP, 1);
+	check_eq(pmu_not_to_read(&pmu, BIT(32)), 0);
+
+	/* The host's metrics count on after an event on guests alone, in this reading. */
+	power_up_as("spr", "half-counts");
+	start_topdown();
+	enter(GUEST_A);
+	run(PMU_STEP, 100);
+	leave();
+	wr(GLOBAL_CTRL, BIT(48));
+	run(PMU_STEP, 100);
+	check_eq(pmu_not_to_read(&pmu, topdown), 0);
+}
+
 /* What is written in vain clears nothing. */
 static void test_owners_of_undefined(void)
 {
@@ -2717,6 +2783,7 @@ static const struct {
 	{ "whose a counter is", test_owners_of_counters },
 	{ "whose a counter is if the guest can't read it", test_owners_readable },
 	{ "whose PERF_METRICS is", test_owners_of_metrics },
+	{ "what the host counts on top of a guest's", test_owners_of_mixed },
 	{ "whose PERF_METRICS is that is undefined", test_owners_of_undefined },
 	{ "what the host has not read", test_unsaved },
 };

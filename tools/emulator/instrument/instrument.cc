@@ -129,8 +129,7 @@ int bx_pmu_c::rdmsr(Bit32u index, Bit64u *val)
 	if (!present())
 		return -1;
 	sync();
-	if (pmu.running != PMU_HOST)
-		check(pmu_foreign(&pmu, pmu_register_of_msr(&pmu, index)), "is read by", cpu->prev_rip);
+	check(pmu_not_to_read(&pmu, pmu_register_of_msr(&pmu, index)), "is read by", cpu->prev_rip);
 	switch (pmu_rdmsr(&pmu, index, &v)) {
 	case PMU_OK:
 		*val = v;
@@ -166,8 +165,7 @@ bool bx_pmu_c::rdpmc(Bit32u ecx, Bit64u *val)
 	round_trip.rdpmc += !cpu->in_vmx_guest;
 	marked.rdpmc += !cpu->in_vmx_guest;
 	sync();
-	if (pmu.running != PMU_HOST)
-		check(pmu_foreign(&pmu, pmu_register_of_rdpmc(&pmu, ecx)), "is read by", cpu->prev_rip);
+	check(pmu_not_to_read(&pmu, pmu_register_of_rdpmc(&pmu, ecx)), "is read by", cpu->prev_rip);
 	if (pmu_rdpmc(&pmu, ecx, &v) != PMU_OK)
 		return false;
 	*val = v;
