@@ -8,6 +8,7 @@
 #include <sched.h>
 #include <unistd.h>
 #include <linux/perf_event.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <x86intrin.h>
@@ -60,13 +61,19 @@ enum topdown_metric {
 #define METRICS_RETIRING	0x000000ff000000ffull
 
 /*
- * Hardware tracks metrics as counts, i.e. is allowed to be off by one when
- * converting a fraction to a count and back again.  Allow for more if values aren't
- * read back as they were written, or don't add up, as that accumulates with each switch.
+ * By how much metrics are off, at most, when they are read right after they were
+ * written.  Some values may read one lower, and two reads may differ by one.  More
+ * than that isn't hardware's, i.e. must not make tests more tolerant.
  */
-static int metric_tolerance = 1;
+static int readback_error;
 
-#define TOLERANCE_OF_INEXACT	40
+#define MAX_READBACK_ERROR	2
+
+/* By how much level 1 is off 253 to 257, or level 2 off two more than its parent. */
+static int sum_error;
+
+/* Metrics of different vCPUs differ by more than that, in one byte at least. */
+#define MAX_TOLERANCE		40
 
 /* The bits of PERF_METRICS that exist according to KVM, in the host and guests. */
 static u64 metrics_mask = LEVEL1_MASK;
@@ -80,6 +87,12 @@ static u64 metrics_mask = LEVEL1_MASK;
  */
 static u64 empty_metrics[4];
 
+/* Whether these depend on what was there before, i.e. can't be compared. */
+static bool empty_metrics_vary[ARRAY_SIZE(empty_metrics)];
+
+/* Whether counts outlast SLOTS being '0', when no register shows them. */
+static bool has_hidden_counts;
+
 /* Whether RDPMC exits because of anything but PERF_METRICS. */
 static bool rdpmc_exits;
 
@@ -88,54 +101,82 @@ static int metric(u64 metrics, enum topdown_metric i)
 	return (metrics >> (i * 8)) & 0xff;
 }
 
-static bool metrics_are_equal(u64 a, u64 b)
+/* By how much two values differ, at most. */
+static int metrics_distance(u64 a, u64 b)
 {
-	int i;
+	int i, distance = 0;
 
-	for (i = 0; i < NR_METRICS; i++) {
-		if (abs(metric(a, i) - metric(b, i)) > metric_tolerance)
-			return false;
-	}
-	return true;
+	for (i = 0; i < NR_METRICS; i++)
+		distance = max(distance, abs(metric(a, i) - metric(b, i)));
+	return distance;
 }
 
-static bool metrics_are_empty(u64 metrics)
+/*
+ * Hardware tracks metrics as counts, i.e. is allowed to be off by one when
+ * converting a fraction to a count and back again.  Each time that somebody else has
+ * had the registers, KVM has read and written them, which may add to the error.
+ */
+static int metric_tolerance(int nr_switches)
+{
+	return min(1 + readback_error * (1 + nr_switches), MAX_TOLERANCE);
+}
+
+/* What has counted, even if next to nothing, may be off as sums are, before and after. */
+static int counted_tolerance(int nr_switches)
+{
+	return metric_tolerance(nr_switches) + (2 + sum_error) * (1 + nr_switches);
+}
+
+/* Any task may have been preempted once. */
+static bool metrics_are_equal(u64 a, u64 b)
+{
+	return metrics_distance(a, b) <= metric_tolerance(1);
+}
+
+static bool metrics_are_empty(u64 slots, u64 metrics)
 {
 	int i;
 
 	for (i = 0; i < ARRAY_SIZE(empty_metrics); i++) {
-		if (metrics_are_equal(metrics, empty_metrics[i]))
+		if (metrics_are_equal(metrics, empty_metrics[i]) ||
+		    (empty_metrics_vary[i] && (i & 1) == !!slots))
 			return true;
 	}
 	return false;
 }
 
-#define GUEST_ASSERT_EMPTY(metrics)					\
+#define GUEST_ASSERT_EMPTY(slots, metrics)				\
 do {									\
-	u64 __metrics = (metrics);					\
+	u64 __slots = (slots), __metrics = (metrics);			\
 									\
-	__GUEST_ASSERT(metrics_are_empty(__metrics),			\
+	__GUEST_ASSERT(metrics_are_empty(__slots, __metrics),		\
 		       "Nothing has been counted, but PERF_METRICS is 0x%lx", \
 		       __metrics);					\
 } while (0)
 
-#define GUEST_ASSERT_METRICS(actual, expected)				\
+#define __GUEST_ASSERT_METRICS(actual, expected, tolerance)		\
 do {									\
 	u64 __actual = (actual), __expected = (expected);		\
 									\
-	__GUEST_ASSERT(metrics_are_equal(__actual, __expected),	\
+	__GUEST_ASSERT(metrics_distance(__actual, __expected) <= (tolerance), \
 		       "Wanted PERF_METRICS 0x%lx, got 0x%lx",		\
 		       __expected, __actual);				\
 } while (0)
 
-#define TEST_ASSERT_METRICS(actual, expected)				\
+#define GUEST_ASSERT_METRICS(actual, expected)				\
+	__GUEST_ASSERT_METRICS(actual, expected, metric_tolerance(1))
+
+#define __TEST_ASSERT_METRICS(actual, expected, tolerance)		\
 do {									\
 	u64 __actual = (actual), __expected = (expected);		\
 									\
-	TEST_ASSERT(metrics_are_equal(__actual, __expected),		\
+	TEST_ASSERT(metrics_distance(__actual, __expected) <= (tolerance), \
 		    "Wanted PERF_METRICS 0x%lx, got 0x%lx",		\
 		    __expected, __actual);				\
 } while (0)
+
+#define TEST_ASSERT_METRICS(actual, expected)				\
+	__TEST_ASSERT_METRICS(actual, expected, metric_tolerance(1))
 
 #define GUEST_ASSERT_GP(insn, expect_gp)				\
 do {									\
@@ -153,7 +194,9 @@ static u64 run_vcpu_to_ucall(struct kvm_vcpu *vcpu, u64 expected_cmd)
 
 	sync_global_to_guest(vcpu->vm, metrics_mask);
 	sync_global_to_guest(vcpu->vm, empty_metrics);
-	sync_global_to_guest(vcpu->vm, metric_tolerance);
+	sync_global_to_guest(vcpu->vm, empty_metrics_vary);
+	sync_global_to_guest(vcpu->vm, readback_error);
+	sync_global_to_guest(vcpu->vm, sum_error);
 	sync_global_to_guest(vcpu->vm, rdpmc_exits);
 
 	vcpu_run(vcpu);
@@ -173,6 +216,29 @@ static u64 run_vcpu_to_sync(struct kvm_vcpu *vcpu)
 static void run_vcpu_to_done(struct kvm_vcpu *vcpu)
 {
 	run_vcpu_to_ucall(vcpu, UCALL_DONE);
+}
+
+static u64 now_ms(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+/* The kernel fills in a set only if all possible CPUs fit, which may be 8192. */
+#define NR_CPU_SETS		(8192 / CPU_SETSIZE)
+
+static void get_affinity(cpu_set_t cpus[NR_CPU_SETS])
+{
+	TEST_ASSERT(!sched_getaffinity(0, NR_CPU_SETS * sizeof(*cpus), cpus),
+		    "sched_getaffinity() failed");
+}
+
+static void set_affinity(const cpu_set_t cpus[NR_CPU_SETS])
+{
+	TEST_ASSERT(!sched_setaffinity(0, NR_CPU_SETS * sizeof(*cpus), cpus),
+		    "sched_setaffinity() failed");
 }
 
 static u64 supported_perf_caps(void)
@@ -204,12 +270,20 @@ static void write_topdown(u64 slots, u64 metrics)
 	wrmsr(MSR_PERF_METRICS, metrics & metrics_mask);
 }
 
-static void assert_topdown(u64 slots, u64 metrics)
+static void __assert_topdown(u64 slots, u64 metrics, int nr_switches)
 {
+	int tolerance = metric_tolerance(nr_switches);
+
+	metrics &= metrics_mask;
 	GUEST_ASSERT_EQ(rdmsr(MSR_SLOTS), slots);
 	GUEST_ASSERT_EQ(_rdpmc(RDPMC_SLOTS), slots);
-	GUEST_ASSERT_METRICS(rdmsr(MSR_PERF_METRICS), metrics & metrics_mask);
-	GUEST_ASSERT_METRICS(_rdpmc(INTEL_RDPMC_METRICS), metrics & metrics_mask);
+	__GUEST_ASSERT_METRICS(rdmsr(MSR_PERF_METRICS), metrics, tolerance);
+	__GUEST_ASSERT_METRICS(_rdpmc(INTEL_RDPMC_METRICS), metrics, tolerance);
+}
+
+static void assert_topdown(u64 slots, u64 metrics)
+{
+	__assert_topdown(slots, metrics, 1);
 }
 
 /* Write metrics that may not exist, which hardware may reject or ignore. */
@@ -288,6 +362,56 @@ static void test_perf_metrics_is_hidden(struct kvm_vcpu *vcpu)
 
 	vcpu_args_set(vcpu, 1, true);
 	run_vcpu_to_done(vcpu);
+}
+
+/* A process that holds a VM with a mediated PMU. */
+static int to_holder, from_holder;
+
+static void run_holder(int in, int out)
+{
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm = NULL;
+	bool hold;
+
+	/* Until nobody is left who may write. */
+	while (read(in, &hold, 1) == 1) {
+		if (vm)
+			kvm_vm_free(vm);
+		vm = hold ? vm_create_with_one_vcpu(&vcpu, NULL) : NULL;
+		if (write(out, &hold, 1) != 1)
+			break;
+	}
+	exit(0);
+}
+
+static void hold_vm(bool hold)
+{
+	TEST_ASSERT(write(to_holder, &hold, 1) == 1 && read(from_holder, &hold, 1) == 1,
+		    "%s a VM failed", hold ? "Creating" : "Destroying");
+}
+
+/*
+ * As long as there is a VM with a mediated PMU, perf refuses to open events that count
+ * guests.  Without one, a monitor that opens such an event between two tests would keep
+ * the next test from creating its vCPU.
+ */
+static void start_holder(void)
+{
+	int to[2], from[2];
+	pid_t pid;
+
+	TEST_ASSERT(!pipe(to) && !pipe(from), "pipe() failed");
+	pid = fork();
+	if (!pid) {
+		close(to[1]);
+		close(from[0]);
+		run_holder(to[0], from[1]);
+	}
+	close(to[0]);
+	close(from[1]);
+	to_holder = to[1];
+	from_holder = from[0];
+	hold_vm(true);
 }
 
 KVM_ONE_VCPU_TEST_SUITE(perf_metrics);
@@ -499,21 +623,32 @@ static int level2_excess(u64 metrics)
 	return excess;
 }
 
-static void guest_assert_plausible_metrics(u64 metrics)
+static void __guest_assert_plausible_metrics(u64 metrics, int nr_switches)
 {
 	int sum = level1_sum(metrics), excess = level2_excess(metrics);
+	int tolerance;
 
 	/*
-	 * Each of the metrics is rounded by at most 0.5, and once more if KVM
-	 * restores the fractions because somebody else had the registers.
+	 * Each of the metrics is rounded by at most 0.5, and once more each time
+	 * that KVM restores the fractions because somebody else had the registers,
+	 * which is also when each of them may not be read as it was written.
 	 */
-	__GUEST_ASSERT(abs(sum - 255) <= 3 + metric_tolerance,
+	tolerance = (NR_LEVEL1_METRICS / 2 + sum_error) * (1 + nr_switches) +
+		    NR_LEVEL1_METRICS * readback_error * nr_switches;
+	tolerance = min(tolerance, MAX_TOLERANCE);
+
+	__GUEST_ASSERT(abs(sum - 255) <= tolerance,
 		       "Level 1 of 0x%lx sums up to %d, not to 255", metrics, sum);
 
-	__GUEST_ASSERT(excess <= 2 + metric_tolerance,
+	__GUEST_ASSERT(excess <= tolerance,
 		       "Level 2 of 0x%lx exceeds level 1 by %d", metrics, excess);
 
 	GUEST_ASSERT_EQ(metrics & ~metrics_mask, 0);
+}
+
+static void guest_assert_plausible_metrics(u64 metrics)
+{
+	__guest_assert_plausible_metrics(metrics, 1);
 }
 
 static void guest_counting(void)
@@ -543,9 +678,9 @@ static void guest_counting(void)
 	GUEST_ASSERT_EQ(rdmsr(MSR_SLOTS), 0);
 
 	/* FIXED_CTR_CTRL applies to both. */
-	GUEST_ASSERT_EMPTY(guest_count(branch_workload, 0, TOPDOWN_ENABLE));
+	GUEST_ASSERT_EMPTY(0, guest_count(branch_workload, 0, TOPDOWN_ENABLE));
 	GUEST_ASSERT_EQ(rdmsr(MSR_SLOTS), 0);
-	GUEST_ASSERT_EMPTY(guest_count(branch_workload, SLOTS_USR, TOPDOWN_ENABLE));
+	GUEST_ASSERT_EMPTY(0, guest_count(branch_workload, SLOTS_USR, TOPDOWN_ENABLE));
 	GUEST_ASSERT_EQ(rdmsr(MSR_SLOTS), 0);
 
 	GUEST_DONE();
@@ -685,7 +820,7 @@ static void guest_overflow_metric(u64 fixed_ctr_ctrl, bool slots_too)
 
 static void guest_metrics_pmi(void)
 {
-	u64 overflow;
+	u64 overflow, again;
 	int i;
 
 	/* The first use of the registers may exit. */
@@ -696,34 +831,51 @@ static void guest_metrics_pmi(void)
 		overflow = rdmsr(MSR_CORE_PERF_GLOBAL_STATUS) & TOPDOWN_ENABLE;
 
 		guest_overflow_metric(SLOTS_OS | SLOTS_PMI, i);
-		GUEST_ASSERT_EQ(rdmsr(MSR_CORE_PERF_GLOBAL_STATUS) & TOPDOWN_ENABLE, overflow);
-		GUEST_SYNC(overflow);
-		GUEST_ASSERT_EQ(rdmsr(MSR_CORE_PERF_GLOBAL_STATUS) & TOPDOWN_ENABLE, overflow);
+		again = rdmsr(MSR_CORE_PERF_GLOBAL_STATUS) & TOPDOWN_ENABLE;
 
+		/* What becomes of metrics when SLOTS overflows isn't defined. */
+		GUEST_ASSERT_EQ(again & SLOTS_ENABLE, overflow & SLOTS_ENABLE);
+		if (!i)
+			GUEST_ASSERT_EQ(again, overflow);
+		GUEST_SYNC(again);
+		GUEST_ASSERT_EQ(rdmsr(MSR_CORE_PERF_GLOBAL_STATUS) & TOPDOWN_ENABLE, again);
+
+		/* Whether the overflow of a metric is worth a PMI isn't documented. */
 		guest_wait_for_pmi();
-		GUEST_ASSERT_EQ(!!nr_pmis, !!overflow);
-		GUEST_ASSERT_EQ(pmi_status, overflow);
-		GUEST_ASSERT(!(rdmsr(MSR_CORE_PERF_GLOBAL_STATUS) & TOPDOWN_ENABLE));
+		if (!again)
+			GUEST_ASSERT_EQ(nr_pmis, 0);
+		else if (again & SLOTS_ENABLE)
+			GUEST_ASSERT_NE(nr_pmis, 0);
+		GUEST_ASSERT_EQ(pmi_status, nr_pmis ? again : 0);
+		GUEST_ASSERT_EQ(rdmsr(MSR_CORE_PERF_GLOBAL_STATUS) & TOPDOWN_ENABLE,
+				nr_pmis ? 0 : again);
+		GUEST_SYNC(nr_pmis);
 	}
 	GUEST_DONE();
 }
 
 /*
- * Verify the guest gets a PMI if the count behind a metric overflows, provided that it
- * does.
+ * Verify the guest gets to know of overflows of the count behind a metric, and gets the
+ * PMI, provided that there are any.
  */
 KVM_ONE_VCPU_TEST(perf_metrics, metrics_pmi, guest_metrics_pmi)
 {
-	u64 overflow;
+	u64 overflow, any_overflow = 0;
 	int i;
 
 	vm_install_exception_handler(vcpu->vm, PMI_VECTOR, guest_pmi_handler);
 	for (i = 0; i < 2; i++) {
 		overflow = run_vcpu_to_sync(vcpu);
+		any_overflow |= overflow;
 		TEST_ASSERT_EQ(vcpu_get_msr(vcpu, MSR_CORE_PERF_GLOBAL_STATUS) & TOPDOWN_ENABLE,
 			       overflow);
+		if (!run_vcpu_to_sync(vcpu) && overflow)
+			ksft_print_msg("The overflow of a metric causes no PMI\n");
 	}
 	run_vcpu_to_done(vcpu);
+
+	if (!(any_overflow & PERF_METRICS_BIT))
+		ksft_print_msg("No metric overflows, PERF_GLOBAL_STATUS[48] wasn't tested\n");
 }
 
 /*
@@ -1073,12 +1225,12 @@ static void test_user_rdpmc(struct kvm_vcpu *vcpu, bool emulate)
 	vcpu_set_msr(vcpu, MSR_SLOTS, SLOTS_A);
 	vcpu_set_msr(vcpu, MSR_PERF_METRICS, METRICS_A & metrics_mask);
 
-	TEST_ASSERT_EQ(user_rdpmc(vcpu, INTEL_RDPMC_METRICS, false, &val), GP_VECTOR);
-	TEST_ASSERT_EQ(user_rdpmc(vcpu, RDPMC_SLOTS, false, &val), GP_VECTOR);
 	TEST_ASSERT_EQ(user_rdpmc(vcpu, INTEL_RDPMC_METRICS, true, &val), 0);
 	TEST_ASSERT_METRICS(val, METRICS_A & metrics_mask);
 	TEST_ASSERT_EQ(user_rdpmc(vcpu, RDPMC_SLOTS, true, &val), 0);
 	TEST_ASSERT_EQ(val, SLOTS_A);
+	TEST_ASSERT_EQ(user_rdpmc(vcpu, INTEL_RDPMC_METRICS, false, &val), GP_VECTOR);
+	TEST_ASSERT_EQ(user_rdpmc(vcpu, RDPMC_SLOTS, false, &val), GP_VECTOR);
 	TEST_ASSERT_EQ(user_rdpmc(vcpu, INTEL_RDPMC_METRICS | 1, true, &val), GP_VECTOR);
 }
 
@@ -1168,7 +1320,7 @@ static void guest_save_restore(bool counting)
 	metrics = rdmsr(MSR_PERF_METRICS);
 	__GUEST_ASSERT(slots > SLOTS_A && slots < SLOTS_A + SLOTS_A / 100,
 		       "SLOTS can't be 0x%lx", slots);
-	GUEST_ASSERT_METRICS(metrics, METRICS_A & metrics_mask);
+	__GUEST_ASSERT_METRICS(metrics, METRICS_A & metrics_mask, counted_tolerance(1));
 	GUEST_DONE();
 }
 
@@ -1192,7 +1344,7 @@ TEST(save_restore)
 		state = vcpu_save_state(vcpu);
 		slots = vcpu_get_msr(vcpu, MSR_SLOTS);
 		metrics = vcpu_get_msr(vcpu, MSR_PERF_METRICS);
-		TEST_ASSERT_METRICS(metrics, METRICS_A & metrics_mask);
+		__TEST_ASSERT_METRICS(metrics, METRICS_A & metrics_mask, counted_tolerance(0));
 		kvm_vm_release(vm);
 
 		vcpu = vm_recreate_with_one_vcpu(vm);
@@ -1298,11 +1450,11 @@ static void guest_context_switch(u64 slots, u64 metrics)
 
 	write_topdown(slots, metrics);
 
-	for (i = 0; i < NR_SWITCHES; i++) {
+	for (i = 1; i <= NR_SWITCHES; i++) {
 		GUEST_SYNC(i);
-		assert_topdown(slots, metrics);
+		__assert_topdown(slots, metrics, 2 * i);
 		exit_to_kvm();
-		assert_topdown(slots, metrics);
+		__assert_topdown(slots, metrics, 2 * i);
 	}
 	GUEST_DONE();
 }
@@ -1334,8 +1486,8 @@ static void assert_no_counts(u64 slots)
 {
 	GUEST_ASSERT_EQ(rdmsr(MSR_SLOTS), slots);
 	GUEST_ASSERT_EQ(_rdpmc(RDPMC_SLOTS), slots);
-	GUEST_ASSERT_EMPTY(rdmsr(MSR_PERF_METRICS));
-	GUEST_ASSERT_EMPTY(_rdpmc(INTEL_RDPMC_METRICS));
+	GUEST_ASSERT_EMPTY(slots, rdmsr(MSR_PERF_METRICS));
+	GUEST_ASSERT_EMPTY(slots, _rdpmc(INTEL_RDPMC_METRICS));
 }
 
 /* Assert that registers that were never written are zero, twice, as one may exit. */
@@ -1345,7 +1497,7 @@ static void guest_rdpmc_reader(void)
 
 	for (;;) {
 		for (i = 0; i < 2; i++) {
-			GUEST_ASSERT_EMPTY(_rdpmc(INTEL_RDPMC_METRICS));
+			GUEST_ASSERT_EMPTY(0, _rdpmc(INTEL_RDPMC_METRICS));
 			GUEST_ASSERT_EQ(_rdpmc(RDPMC_SLOTS), 0);
 		}
 		GUEST_SYNC(0);
@@ -1360,7 +1512,7 @@ static void guest_reader(void)
 	for (;;) {
 		for (i = 0; i < 2; i++) {
 			GUEST_ASSERT_EQ(rdmsr(MSR_SLOTS), 0);
-			GUEST_ASSERT_EMPTY(rdmsr(MSR_PERF_METRICS));
+			GUEST_ASSERT_EMPTY(0, rdmsr(MSR_PERF_METRICS));
 		}
 		assert_no_counts(0);
 		GUEST_SYNC(0);
@@ -1402,13 +1554,15 @@ static void guest_count_from_zero(void)
 /* Count without ever writing SLOTS or PERF_METRICS. */
 static void guest_never_write(void)
 {
-	for (;;) {
+	int i;
+
+	for (i = 1;; i++) {
 		wrmsr(MSR_CORE_PERF_FIXED_CTR_CTRL, SLOTS_OS);
 		wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, TOPDOWN_ENABLE);
 		branch_workload();
 		wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, 0);
 		wrmsr(MSR_CORE_PERF_FIXED_CTR_CTRL, 0);
-		guest_assert_plausible_metrics(rdmsr(MSR_PERF_METRICS));
+		__guest_assert_plausible_metrics(rdmsr(MSR_PERF_METRICS), i);
 		GUEST_SYNC(rdmsr(MSR_SLOTS));
 	}
 }
@@ -1472,9 +1626,12 @@ TEST(context_switch)
 	struct kvm_vcpu *a, *b, *reader, *rdpmc_reader, *counting, *never_write, *slots_only;
 	struct kvm_vcpu *hidden[3], *spies[3], *moved;
 	struct kvm_vm *vms[14];
+	cpu_set_t cpus[NR_CPU_SETS];
 	u64 slots = 0, last;
 	int i, j, k, cpu;
-	cpu_set_t cpus;
+
+	if (!has_hidden_counts)
+		ksft_print_msg("No count outlasts SLOTS being 0, there is nothing to spy on\n");
 
 	vms[0] = vm_create_with_one_vcpu(&a, guest_context_switch);
 	vms[1] = vm_create_with_one_vcpu(&b, guest_context_switch);
@@ -1494,7 +1651,7 @@ TEST(context_switch)
 	vcpu_args_set(a, 2, SLOTS_A, METRICS_A);
 	vcpu_args_set(b, 2, SLOTS_B, METRICS_B);
 
-	TEST_ASSERT(!sched_getaffinity(0, sizeof(cpus), &cpus), "sched_getaffinity() failed");
+	get_affinity(cpus);
 	cpu = pin_self_to_any_cpu();
 
 	for (i = 0; i < NR_SWITCHES / 2; i++) {
@@ -1532,7 +1689,7 @@ TEST(context_switch)
 
 		do {
 			cpu = (cpu + 1) % CPU_SETSIZE;
-		} while (!CPU_ISSET(cpu, &cpus));
+		} while (!CPU_ISSET(cpu, cpus));
 		pin_self_to_cpu(cpu);
 	}
 
@@ -1553,19 +1710,21 @@ static void guest_newborn(void)
  */
 TEST(destroyed_vcpu)
 {
-	struct kvm_vm *vm, *other = vm_create_barebones();
+	u64 end = now_ms() + 10 * 1000;
+	cpu_set_t cpus[NR_CPU_SETS];
 	struct kvm_vcpu *vcpu;
-	cpu_set_t cpus;
+	struct kvm_vm *vm;
 	int i;
 
 	/* Zero may be how the CPU of a vCPU that never ran is initialized. */
-	TEST_ASSERT(!sched_getaffinity(0, sizeof(cpus), &cpus), "sched_getaffinity() failed");
-	if (CPU_ISSET(0, &cpus))
+	get_affinity(cpus);
+	if (CPU_ISSET(0, cpus))
 		pin_self_to_cpu(0);
 	else
 		pin_self_to_any_cpu();
 
-	for (i = 0; i < NR_SWITCHES; i++) {
+	/* The more the better, but the harness limits the time. */
+	for (i = 0; i < 10 * NR_SWITCHES && now_ms() < end; i++) {
 		vm = vm_create_with_one_vcpu(&vcpu, guest_context_switch);
 		vcpu_args_set(vcpu, 2, SLOTS_A, METRICS_A);
 		run_vcpu_to_sync(vcpu);
@@ -1577,9 +1736,6 @@ TEST(destroyed_vcpu)
 		run_vcpu_to_done(vcpu);
 		kvm_vm_free(vm);
 	}
-
-	/* With the last VM, virtualization would have been disabled. */
-	kvm_vm_free(other);
 }
 
 static void guest_end_of_use(void)
@@ -1587,16 +1743,17 @@ static void guest_end_of_use(void)
 	int i;
 
 	write_topdown(SLOTS_A, METRICS_A);
-	for (i = 0; i < NR_SWITCHES; i++) {
+	for (i = 1; i <= NR_SWITCHES; i++) {
 		GUEST_SYNC(i);
 		if (i == NR_SWITCHES / 2)
-			assert_topdown(SLOTS_A, METRICS_A);
+			__assert_topdown(SLOTS_A, METRICS_A, i);
 	}
 
 	/* Don't use them but by RDPMC, which may exit the first time. */
 	for (i = 0; i < 2; i++) {
 		GUEST_ASSERT_EQ(_rdpmc(RDPMC_SLOTS), SLOTS_A);
-		GUEST_ASSERT_METRICS(_rdpmc(INTEL_RDPMC_METRICS), METRICS_A & metrics_mask);
+		__GUEST_ASSERT_METRICS(_rdpmc(INTEL_RDPMC_METRICS), METRICS_A & metrics_mask,
+				       metric_tolerance(NR_SWITCHES + i));
 	}
 	GUEST_SYNC(NR_SWITCHES);
 
@@ -1699,13 +1856,13 @@ TEST(vcpus_at_once)
 	struct counting_vcpu c[2];
 	struct kvm_vm *vm;
 	int i, j, bad[2];
-	cpu_set_t cpus;
+	cpu_set_t cpus[NR_CPU_SETS];
 	int cpu[2] = { 0, CPU_SETSIZE - 1 };
 
-	TEST_ASSERT(!sched_getaffinity(0, sizeof(cpus), &cpus), "sched_getaffinity() failed");
-	while (!CPU_ISSET(cpu[0], &cpus))
+	get_affinity(cpus);
+	while (!CPU_ISSET(cpu[0], cpus))
 		cpu[0]++;
-	while (!CPU_ISSET(cpu[1], &cpus))
+	while (!CPU_ISSET(cpu[1], cpus))
 		cpu[1]--;
 
 	vm = vm_create_with_vcpus(2, guest_count_forever, vcpus);
@@ -1809,9 +1966,10 @@ static void close_host_group(int fds[NR_HOST_EVENTS])
 		close(fds[i]);
 }
 
-static bool can_open_host_events(void)
+/* Events of a CPU, unlike those of a task, take privileges that the user may lack. */
+static bool can_open_host_events(int cpu)
 {
-	int fd = open_host_event(HOST_SLOTS, -1, true, -1);
+	int fd = open_host_event(HOST_SLOTS, -1, true, cpu);
 
 	if (fd >= 0)
 		close(fd);
@@ -1831,10 +1989,9 @@ TEST(host_perf_events)
 	struct kvm_vm *vms[3];
 	int i, j, fd, cpu;
 
-	if (!can_open_host_events())
-		SKIP(return, "can't open host events: %s", strerror(errno));
-
 	cpu = pin_self_to_any_cpu();
+	if (!can_open_host_events(-1) || !can_open_host_events(cpu))
+		SKIP(return, "can't open host events: %s", strerror(errno));
 
 	vms[0] = vm_create_with_one_vcpu(&vcpu, guest_context_switch);
 	vms[1] = vm_create_with_one_vcpu(&reader, guest_rdpmc_reader);
@@ -1877,22 +2034,30 @@ TEST(host_perf_events)
 		kvm_vm_free(vms[i]);
 }
 
-static void guest_spin(void)
+/* How often the workload may be preempted, or perf may take the registers meanwhile. */
+#define NR_PREEMPTIONS	8
+
+static void guest_spin(u64 slots, u64 metrics)
 {
-	write_topdown(SLOTS_A, METRICS_A);
 	for (;;) {
+		write_topdown(slots, metrics);
 		/* Longer than a time slice every now and then. */
 		branch_workload();
-		assert_topdown(SLOTS_A, METRICS_A);
+		__assert_topdown(slots, metrics, NR_PREEMPTIONS);
 		GUEST_SYNC(0);
 	}
 }
 
+/* Return how often the thread has been preempted. */
 static void *run_vcpu_until_stopped(void *vcpu)
 {
+	struct rusage usage;
+
 	while (!READ_ONCE(stop_vcpus))
 		run_vcpu_to_sync(vcpu);
-	return NULL;
+
+	TEST_ASSERT(!getrusage(RUSAGE_THREAD, &usage), "getrusage() failed");
+	return (void *)usage.ru_nivcsw;
 }
 
 /*
@@ -1902,21 +2067,21 @@ static void *run_vcpu_until_stopped(void *vcpu)
 TEST(host_perf_events_while_running)
 {
 	int i, cpu, fds[NR_HOST_EVENTS];
+	cpu_set_t cpus[NR_CPU_SETS];
 	struct kvm_vcpu *vcpu;
 	struct kvm_vm *vm;
 	pthread_t thread;
-	cpu_set_t cpus;
 
-	if (!can_open_host_events())
+	get_affinity(cpus);
+	cpu = pin_self_to_any_cpu();
+	if (!can_open_host_events(cpu))
 		SKIP(return, "can't open host events: %s", strerror(errno));
 
-	TEST_ASSERT(!sched_getaffinity(0, sizeof(cpus), &cpus), "sched_getaffinity() failed");
-	cpu = pin_self_to_any_cpu();
-
 	vm = vm_create_with_one_vcpu(&vcpu, guest_spin);
+	vcpu_args_set(vcpu, 2, SLOTS_A, METRICS_A);
 	stop_vcpus = false;
 	pthread_create(&thread, NULL, run_vcpu_until_stopped, vcpu);
-	TEST_ASSERT(!sched_setaffinity(0, sizeof(cpus), &cpus), "sched_setaffinity() failed");
+	set_affinity(cpus);
 
 	for (i = 0; i < NR_SWITCHES; i++) {
 		open_host_group(fds, cpu);
@@ -1940,11 +2105,12 @@ TEST(host_adds_metrics)
 	/* Interrupts would take a different number of slots each time. */
 	const u64 user = ARCH_PERFMON_EVENTSEL_USR;
 	struct host_group before = {}, after = {}, alone = {};
-	int fds[3];
+	int i, fds[3];
 
-	if (!can_open_host_events())
+	if (!can_open_host_events(-1))
 		SKIP(return, "can't open host events: %s", strerror(errno));
 
+	pin_self_to_any_cpu();
 	fds[0] = open_host_event(HOST_SLOTS | user, -1, false, -1);
 	branch_workload();
 	TEST_ASSERT_EQ(ioctl(fds[0], PERF_EVENT_IOC_DISABLE, 0), 0);
@@ -1965,15 +2131,20 @@ TEST(host_adds_metrics)
 		    "%lu slots after opening a metric, %lu before",
 		    after.slots - before.slots, alone.slots);
 
-	/* A metric that comes when others have counted doesn't make them lose anything. */
-	branch_workload();
+	/*
+	 * A metric that comes when others have counted doesn't make them lose anything.
+	 * Another hyperthread may take half of the slots, now or when counting alone.
+	 */
+	for (i = 0; i < 8; i++)
+		branch_workload();
 	fds[2] = open_host_event(HOST_METRIC(BAD_SPECULATION) | user, fds[0], false, -1);
 	TEST_ASSERT(fds[2] >= 0, "Opening the host's second metric failed");
 	branch_workload();
 	before = after;
 	TEST_ASSERT(read(fds[0], &after, sizeof(after)) > 0, "Reading the host's SLOTS failed");
-	TEST_ASSERT(after.slots - before.slots > alone.slots / 2 * 3,
-		    "%lu slots in twice as long as %lu", after.slots - before.slots, alone.slots);
+	TEST_ASSERT(after.slots - before.slots > alone.slots * 2,
+		    "%lu slots in nine times as long as %lu", after.slots - before.slots,
+		    alone.slots);
 
 	close(fds[2]);
 	close(fds[1]);
@@ -2013,7 +2184,7 @@ TEST(host_tasks)
 	struct host_group group = {};
 	pid_t pid;
 
-	if (!can_open_host_events())
+	if (!can_open_host_events(-1))
 		SKIP(return, "can't open host events: %s", strerror(errno));
 
 	pin_self_to_any_cpu();
@@ -2047,13 +2218,16 @@ TEST(host_tasks)
 	}
 }
 
-/* Answer each byte that arrives with the values of SLOTS and PERF_METRICS. */
+/*
+ * Answer each byte that arrives with the values of SLOTS and PERF_METRICS.  Read them
+ * for as many milliseconds as the byte says, or until they aren't empty.
+ */
 static void read_by_rdpmc(int in, int out)
 {
 	struct perf_event_mmap_page *page;
-	u64 vals[2];
-	char byte;
-	int fd;
+	u64 vals[2], end;
+	int fd, slots;
+	u8 byte;
 
 	/* Mapping an event is what allows a task to use RDPMC. */
 	fd = open_host_event(INTEL_ARCH_CPU_CYCLES, -1, false, -1);
@@ -2061,16 +2235,75 @@ static void read_by_rdpmc(int in, int out)
 	if (fd < 0 || page == MAP_FAILED || !page->cap_user_rdpmc)
 		exit(KSFT_SKIP);
 
+	/* If the task can't read its own SLOTS, then zeros of others tell nothing. */
+	slots = open_host_event(HOST_SLOTS, -1, false, -1);
+	if (slots < 0 || !_rdpmc(RDPMC_SLOTS))
+		exit(KSFT_SKIP);
+	close(slots);
+
 	byte = 0;
 	if (write(out, &byte, 1) != 1)
 		exit(KSFT_FAIL);
 	while (read(in, &byte, 1) == 1) {
-		vals[0] = _rdpmc(RDPMC_SLOTS);
-		vals[1] = _rdpmc(INTEL_RDPMC_METRICS);
+		end = now_ms() + byte;
+		do {
+			vals[0] = _rdpmc(RDPMC_SLOTS);
+			vals[1] = _rdpmc(INTEL_RDPMC_METRICS);
+		} while (!vals[0] && metrics_are_empty(0, vals[1]) && now_ms() < end);
 		if (write(out, vals, sizeof(vals)) != sizeof(vals))
 			exit(KSFT_FAIL);
 	}
 	exit(KSFT_PASS);
+}
+
+/* A task on the host that uses RDPMC. */
+struct rdpmc_reader {
+	int to, from;
+	pid_t pid;
+};
+
+/* Start it, on the CPU of this task, return false if it can't use RDPMC. */
+static bool start_rdpmc_reader(struct rdpmc_reader *reader)
+{
+	int to[2], from[2];
+	u8 byte;
+
+	TEST_ASSERT(!pipe(to) && !pipe(from), "pipe() failed");
+	reader->pid = fork();
+	if (!reader->pid) {
+		close(to[1]);
+		close(from[0]);
+		read_by_rdpmc(to[0], from[1]);
+	}
+	close(to[0]);
+	close(from[1]);
+	reader->to = to[1];
+	reader->from = from[0];
+	if (read(reader->from, &byte, 1) == 1)
+		return true;
+
+	waitpid(reader->pid, NULL, 0);
+	return false;
+}
+
+static void assert_rdpmc_is_empty(struct rdpmc_reader *reader, u8 ms)
+{
+	u64 vals[2];
+
+	TEST_ASSERT_EQ(write(reader->to, &ms, 1), 1);
+	TEST_ASSERT_EQ(read(reader->from, vals, sizeof(vals)), sizeof(vals));
+	TEST_ASSERT_EQ(vals[0], 0);
+	TEST_ASSERT(metrics_are_empty(0, vals[1]), "PERF_METRICS is 0x%lx", vals[1]);
+}
+
+static void stop_rdpmc_reader(struct rdpmc_reader *reader)
+{
+	int status;
+
+	close(reader->to);
+	close(reader->from);
+	TEST_ASSERT_EQ(waitpid(reader->pid, &status, 0), reader->pid);
+	TEST_ASSERT_EQ(status, 0);
 }
 
 #define NR_TURNS	1000
@@ -2081,30 +2314,17 @@ static void read_by_rdpmc(int in, int out)
  */
 TEST(host_rdpmc)
 {
-	int i, to[2], from[2], fds[NR_HOST_EVENTS], status;
+	struct rdpmc_reader reader;
+	int i, fds[NR_HOST_EVENTS];
 	struct kvm_vcpu *vcpus[2];
 	struct kvm_vm *vms[2];
-	u64 vals[2];
-	char byte;
-	pid_t pid;
 
-	if (!can_open_host_events())
+	if (!can_open_host_events(-1))
 		SKIP(return, "can't open host events: %s", strerror(errno));
 
 	pin_self_to_any_cpu();
-	TEST_ASSERT(!pipe(to) && !pipe(from), "pipe() failed");
-	pid = fork();
-	if (!pid) {
-		close(to[1]);
-		close(from[0]);
-		read_by_rdpmc(to[0], from[1]);
-	}
-	close(to[0]);
-	close(from[1]);
-	if (read(from[0], &byte, 1) != 1) {
-		waitpid(pid, NULL, 0);
+	if (!start_rdpmc_reader(&reader))
 		SKIP(return, "can't use RDPMC in the host");
-	}
 
 	vms[0] = vm_create_with_one_vcpu(&vcpus[0], guest_moved);
 	vms[1] = vm_create_with_one_vcpu(&vcpus[1], guest_hidden_counts);
@@ -2118,18 +2338,66 @@ TEST(host_rdpmc)
 			branch_workload();
 			close_host_group(fds);
 		}
-		TEST_ASSERT_EQ(write(to[1], &byte, 1), 1);
-		TEST_ASSERT_EQ(read(from[0], vals, sizeof(vals)), sizeof(vals));
-		TEST_ASSERT_EQ(vals[0], 0);
-		TEST_ASSERT(metrics_are_empty(vals[1]), "PERF_METRICS is 0x%lx", vals[1]);
+		assert_rdpmc_is_empty(&reader, 0);
 	}
 
-	close(to[1]);
-	close(from[0]);
-	TEST_ASSERT_EQ(waitpid(pid, &status, 0), pid);
-	TEST_ASSERT_EQ(status, 0);
+	stop_rdpmc_reader(&reader);
 	for (i = 0; i < ARRAY_SIZE(vms); i++)
 		kvm_vm_free(vms[i]);
+}
+
+/*
+ * Verify the same for a task that preempts vCPUs, as opposed to one that runs after
+ * they have exited to userspace, and that the vCPUs keep their values.
+ */
+TEST(host_rdpmc_after_preemption)
+{
+	struct rdpmc_reader reader;
+	struct kvm_vcpu *vcpus[2];
+	struct kvm_vm *vms[2];
+	pthread_t threads[2];
+	void *nr_preemptions;
+	int i;
+
+	if (!can_open_host_events(-1))
+		SKIP(return, "can't open host events: %s", strerror(errno));
+
+	/* All of them share a CPU. */
+	pin_self_to_any_cpu();
+	if (!start_rdpmc_reader(&reader))
+		SKIP(return, "can't use RDPMC in the host");
+
+	stop_vcpus = false;
+	for (i = 0; i < 2; i++) {
+		vms[i] = vm_create_with_one_vcpu(&vcpus[i], guest_spin);
+		vcpu_args_set(vcpus[i], 2, i ? SLOTS_B : SLOTS_A, i ? METRICS_B : METRICS_A);
+		TEST_ASSERT(!pthread_create(&threads[i], NULL, run_vcpu_until_stopped, vcpus[i]),
+			    "pthread_create() failed");
+	}
+
+	assert_rdpmc_is_empty(&reader, 100);
+
+	WRITE_ONCE(stop_vcpus, true);
+	for (i = 0; i < 2; i++) {
+		pthread_join(threads[i], &nr_preemptions);
+		TEST_ASSERT(nr_preemptions, "A vCPU wasn't preempted");
+		kvm_vm_free(vms[i]);
+	}
+	stop_rdpmc_reader(&reader);
+}
+
+/* Whether there is a VM on the host, which a kernel with KVM built in doesn't tell. */
+static bool kvm_is_in_use(void)
+{
+	FILE *file = fopen("/sys/module/kvm_intel/refcnt", "r");
+	int refcnt = 0;
+
+	if (!file)
+		return false;
+
+	TEST_ASSERT_EQ(fscanf(file, "%d", &refcnt), 1);
+	fclose(file);
+	return refcnt;
 }
 
 /*
@@ -2141,22 +2409,32 @@ TEST(virtualization_disabled)
 	int cpu = pin_self_to_any_cpu();
 	struct kvm_vcpu *vcpu;
 	struct kvm_vm *vm;
-	u64 val;
+	u64 slots, metrics = 0;
+	bool can_read;
 
 	if (kvm_get_module_param_bool("kvm", "enable_virt_at_load"))
 		SKIP(return, "virtualization stays enabled");
-	if (!read_host_msr(cpu, MSR_SLOTS, &val))
+	if (!read_host_msr(cpu, MSR_SLOTS, &slots))
 		SKIP(return, "can't read the host's MSRs");
+
+	hold_vm(false);
+	if (kvm_is_in_use()) {
+		hold_vm(true);
+		SKIP(return, "there are other VMs on the host");
+	}
 
 	vm = vm_create_with_one_vcpu(&vcpu, guest_context_switch);
 	vcpu_args_set(vcpu, 2, SLOTS_A, METRICS_A);
 	run_vcpu_to_sync(vcpu);
 	kvm_vm_free(vm);
 
-	TEST_ASSERT(read_host_msr(cpu, MSR_SLOTS, &val), "Can't read the host's SLOTS");
-	TEST_ASSERT_EQ(val, 0);
-	TEST_ASSERT(read_host_msr(cpu, MSR_PERF_METRICS, &val), "Can't read PERF_METRICS");
-	TEST_ASSERT(metrics_are_empty(val), "PERF_METRICS is 0x%lx", val);
+	can_read = read_host_msr(cpu, MSR_SLOTS, &slots) &&
+		   read_host_msr(cpu, MSR_PERF_METRICS, &metrics);
+	hold_vm(true);
+
+	TEST_ASSERT(can_read, "Can't read the host's SLOTS and PERF_METRICS");
+	TEST_ASSERT_EQ(slots, 0);
+	TEST_ASSERT(metrics_are_empty(slots, metrics), "PERF_METRICS is 0x%lx", metrics);
 }
 
 static void guest_send_init(void)
@@ -2212,7 +2490,7 @@ static void guest_event_filter(void)
 		if (slots)
 			guest_assert_plausible_metrics(metrics);
 		else
-			GUEST_ASSERT_EMPTY(metrics);
+			GUEST_ASSERT_EMPTY(0, metrics);
 		GUEST_SYNC(!!slots);
 	}
 }
@@ -2244,6 +2522,14 @@ KVM_ONE_VCPU_TEST(perf_metrics, event_filter, guest_event_filter)
 	TEST_ASSERT_EQ(run_vcpu_to_sync(vcpu), false);
 }
 
+static void guest_assert_vector(u8 vector, bool expect_gp, const char *insn, u32 msr, u64 val)
+{
+	u8 expected = expect_gp ? GP_VECTOR : 0;
+
+	__GUEST_ASSERT(vector == expected, "Wanted %s on %s(0x%x) with 0x%lx, got %s",
+		       ex_str(expected), insn, msr, val, ex_str(vector));
+}
+
 #define NR_RANDOM_ACCESSES	500
 
 /* A value of which few, if any, bits are reserved, or any value. */
@@ -2258,6 +2544,19 @@ static u64 random_value(u64 legal)
 	return val;
 }
 
+/* What userspace has set both to, while stopped, or '0' if the guest shall not look. */
+static u64 set_slots, set_metrics;
+
+/* Assert that KVM has loaded both, i.e. that they read as if the guest had written them. */
+static void guest_assert_loaded(void)
+{
+	u64 loaded = rdmsr(MSR_PERF_METRICS);
+
+	GUEST_ASSERT_EQ(rdmsr(MSR_SLOTS), set_slots);
+	write_topdown(set_slots, set_metrics);
+	GUEST_ASSERT_METRICS(loaded, rdmsr(MSR_PERF_METRICS));
+}
+
 static void guest_random_accesses(u64 global_bits, u64 fixed_ctrl_bits)
 {
 	const struct {
@@ -2268,29 +2567,41 @@ static void guest_random_accesses(u64 global_bits, u64 fixed_ctrl_bits)
 		{ MSR_CORE_PERF_GLOBAL_CTRL, global_bits },
 		{ MSR_CORE_PERF_FIXED_CTR_CTRL, fixed_ctrl_bits },
 	};
-	u64 val, ign;
+	u64 val, slots, ign;
 	bool legal;
 	int i, j;
+	u32 msr;
 
 	for (;;) {
+		if (set_slots)
+			guest_assert_loaded();
+
 		for (i = 0; i < NR_RANDOM_ACCESSES; i++) {
 			j = kvm_random_u32_in_range(&kvm_rng, 0, ARRAY_SIZE(regs) - 1);
+			msr = regs[j].msr;
 			val = random_value(regs[j].legal);
 			legal = !(val & ~regs[j].legal);
 
 			/* What hardware does about metrics that it lacks isn't documented. */
-			if (regs[j].msr == MSR_PERF_METRICS && !legal) {
+			if (msr == MSR_PERF_METRICS && !legal) {
 				wrmsr_safe(MSR_PERF_METRICS, val);
 				legal = true;
 			} else {
-				GUEST_ASSERT_GP(wrmsr_safe(regs[j].msr, val), !legal);
+				guest_assert_vector(wrmsr_safe(msr, val), !legal,
+						    "WRMSR", msr, val);
 			}
 			if (is_forced_emulation_enabled)
-				GUEST_ASSERT_GP(wrmsr_safe_fep(regs[j].msr, val), !legal);
+				guest_assert_vector(wrmsr_safe_fep(msr, val), !legal,
+						    "emulated WRMSR", msr, val);
 
-			GUEST_ASSERT_GP(wrmsr_safe(MSR_SLOTS, kvm_random_u32(&kvm_rng)), false);
-			GUEST_ASSERT_GP(rdmsr_safe(regs[j].msr, &ign), false);
-			GUEST_ASSERT_GP(rdpmc_safe(INTEL_RDPMC_METRICS, &ign), false);
+			/* Name the last MSR that was written, too. */
+			slots = kvm_random_u32(&kvm_rng);
+			guest_assert_vector(wrmsr_safe(MSR_SLOTS, slots), false,
+					    "WRMSR of SLOTS after WRMSR", msr, val);
+			guest_assert_vector(rdmsr_safe(msr, &ign), false,
+					    "RDMSR after WRMSR", msr, val);
+			guest_assert_vector(rdpmc_safe(INTEL_RDPMC_METRICS, &ign), false,
+					    "RDPMC after WRMSR", msr, val);
 		}
 		GUEST_SYNC(0);
 	}
@@ -2319,6 +2630,8 @@ KVM_ONE_VCPU_TEST(perf_metrics, random_accesses, guest_random_accesses)
 	vcpu_args_set(vcpu, 2, global_bits, fixed_ctrl_bits);
 
 	for (i = 0; i < 20; i++) {
+		sync_global_to_guest(vcpu->vm, set_slots);
+		sync_global_to_guest(vcpu->vm, set_metrics);
 		run_vcpu_to_sync(vcpu);
 
 		for (j = 0; j < 20; j++) {
@@ -2327,8 +2640,10 @@ KVM_ONE_VCPU_TEST(perf_metrics, random_accesses, guest_random_accesses)
 			TEST_ASSERT(_vcpu_set_msr(vcpu, MSR_PERF_METRICS, val) == legal,
 				    "Setting PERF_METRICS to 0x%lx should %s", val,
 				    legal ? "work" : "fail");
-			if (legal)
+			if (legal) {
 				TEST_ASSERT_EQ(vcpu_get_msr(vcpu, MSR_PERF_METRICS), val);
+				set_metrics = val;
+			}
 
 			val = random_value(global_bits);
 			legal = !(val & ~global_bits);
@@ -2342,6 +2657,14 @@ KVM_ONE_VCPU_TEST(perf_metrics, random_accesses, guest_random_accesses)
 			TEST_ASSERT(_vcpu_set_msr(vcpu, MSR_CORE_PERF_GLOBAL_STATUS, val) == legal,
 				    "Setting PERF_GLOBAL_STATUS to 0x%lx should %s", val,
 				    legal ? "work" : "fail");
+		}
+
+		/* Enter the guest by turns with both stopped and with whatever it is. */
+		set_slots = i & 1 ? 0 : SLOTS_A + i;
+		if (set_slots) {
+			vcpu_set_msr(vcpu, MSR_SLOTS, set_slots);
+			vcpu_set_msr(vcpu, MSR_PERF_METRICS, set_metrics);
+			vcpu_set_msr(vcpu, MSR_CORE_PERF_GLOBAL_CTRL, 0);
 		}
 	}
 }
@@ -2729,6 +3052,7 @@ TEST(skip_if_busy)
 	pid_t pid;
 
 	TEST_ASSERT(!pipe(out), "pipe() failed");
+	hold_vm(false);
 	pid = fork();
 	if (!pid) {
 		if (syscall(__NR_perf_event_open, &attr, 0, -1, -1, 0) < 0)
@@ -2739,6 +3063,7 @@ TEST(skip_if_busy)
 	}
 	/* What it says fits into the pipe. */
 	TEST_ASSERT_EQ(waitpid(pid, &status, 0), pid);
+	hold_vm(true);
 	close(out[1]);
 	TEST_ASSERT(WIFEXITED(status), "The test didn't exit");
 	if (WEXITSTATUS(status) == KSFT_XFAIL)
@@ -2769,6 +3094,7 @@ enum finding {
 	OVERFLOW_PMIS_UNASKED,
 	SLOTS_WITHOUT_METRICS,
 	METRICS_WITHOUT_SLOTS,
+	VECTOR_WHILE_ENABLED,
 	WRITTEN_WHILE_ENABLED,
 	READ_WHILE_ENABLED,
 	FIRST_READ,
@@ -2832,7 +3158,9 @@ static void guest_find_out(void)
 
 	write_topdown(SLOTS_A, METRICS_A);
 	wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, TOPDOWN_ENABLE);
-	write_topdown(SLOTS_A, METRICS_B);
+	findings[VECTOR_WHILE_ENABLED] =
+		wrmsr_safe(MSR_SLOTS, SLOTS_A) ?:
+		wrmsr_safe(MSR_PERF_METRICS, METRICS_B & metrics_mask);
 	wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, 0);
 	findings[WRITTEN_WHILE_ENABLED] = rdmsr(MSR_PERF_METRICS);
 
@@ -2894,8 +3222,10 @@ TEST(open_questions)
 		       f[OVERFLOW_STATUS], f[OVERFLOW_PMIS], f[OVERFLOW_PMIS_UNASKED]);
 	ksft_print_msg("SLOTS enabled alone: 0x%lx; PERF_METRICS enabled alone: 0x%lx\n",
 		       f[SLOTS_WITHOUT_METRICS], f[METRICS_WITHOUT_SLOTS]);
-	ksft_print_msg("While enabled, 0x%llx is written as 0x%lx; 0x%lx after RDMSR\n",
-		       METRICS_B & metrics_mask, f[WRITTEN_WHILE_ENABLED], f[READ_WHILE_ENABLED]);
+	ksft_print_msg("While enabled, writing 0x%llx: %s, 0x%lx afterwards; 0x%lx after RDMSR\n",
+		       METRICS_B & metrics_mask,
+		       f[VECTOR_WHILE_ENABLED] ? ex_str(f[VECTOR_WHILE_ENABLED]) : "works",
+		       f[WRITTEN_WHILE_ENABLED], f[READ_WHILE_ENABLED]);
 	ksft_print_msg("Two reads: 0x%lx, 0x%lx\n", f[FIRST_READ], f[SECOND_READ]);
 	if (read_host_msr(cpu, MSR_IA32_PERF_CAPABILITIES, &caps))
 		ksft_print_msg("PERF_CAPABILITIES of the host: 0x%lx\n", caps);
@@ -2946,8 +3276,8 @@ static void test_unsupported(void)
 }
 
 /*
- * Have the guest find out what PERF_METRICS reads as if nothing has been counted, which
- * must not depend on what was there before, and whether PERF_METRICS is exact.
+ * Have the guest find out what PERF_METRICS reads as if nothing has been counted, and
+ * how exact it is.
  */
 static void guest_probe(u64 slots, u64 metrics)
 {
@@ -2964,21 +3294,25 @@ static void guest_probe(u64 slots, u64 metrics)
 		empty_metrics[i] = rdmsr(MSR_PERF_METRICS);
 	}
 
+	write_topdown(slots, METRICS_RETIRING);
+	wrmsr(MSR_SLOTS, 0);
+	wrmsr(MSR_SLOTS, slots);
+	has_hidden_counts = metrics_are_equal(rdmsr(MSR_PERF_METRICS),
+					      METRICS_RETIRING & metrics_mask);
+
 	for (i = 0; i <= 255; i++) {
 		metrics = i | (u64)(255 - i) << 8;
 		write_topdown(slots, metrics);
-		for (j = 0; j < 2; j++) {
-			if (rdmsr(MSR_PERF_METRICS) != metrics)
-				metric_tolerance = TOLERANCE_OF_INEXACT;
-		}
+		for (j = 0; j < 2; j++)
+			readback_error = max(readback_error,
+					     metrics_distance(rdmsr(MSR_PERF_METRICS), metrics));
 	}
 
 	for (i = 0; i < NR_SWITCHES; i++) {
 		metrics = guest_count(i & 1 ? load_workload : branch_workload, SLOTS_OS,
 				      TOPDOWN_ENABLE);
-		if ((level1_sum(metrics) != 255 && level1_sum(metrics) != 256) ||
-		    level2_excess(metrics) > 0)
-			metric_tolerance = TOLERANCE_OF_INEXACT;
+		sum_error = max(sum_error, abs(level1_sum(metrics) - 255) - 2);
+		sum_error = max(sum_error, level2_excess(metrics) - 2);
 	}
 	GUEST_DONE();
 }
@@ -2987,11 +3321,10 @@ static void guest_probe(u64 slots, u64 metrics)
 static void probe_perf_metrics(void)
 {
 	u64 before[ARRAY_SIZE(empty_metrics)];
-	cpu_set_t cpus;
-	int i;
-
+	cpu_set_t cpus[NR_CPU_SETS];
 	struct kvm_vcpu *vcpu;
 	struct kvm_vm *vm;
+	int i;
 
 	/* Level 2 exists if its bits can be set. */
 	vm = vm_create_with_one_vcpu(&vcpu, NULL);
@@ -3000,7 +3333,7 @@ static void probe_perf_metrics(void)
 	kvm_vm_free(vm);
 
 	/* Moving to another CPU would write both registers. */
-	TEST_ASSERT(!sched_getaffinity(0, sizeof(cpus), &cpus), "sched_getaffinity() failed");
+	get_affinity(cpus);
 	pin_self_to_any_cpu();
 	for (i = 0; i < 2; i++) {
 		memcpy(before, empty_metrics, sizeof(before));
@@ -3008,12 +3341,24 @@ static void probe_perf_metrics(void)
 		vcpu_args_set(vcpu, 2, i ? SLOTS_B : SLOTS_A, i ? METRICS_B : METRICS_A);
 		run_vcpu_to_done(vcpu);
 		sync_global_from_guest(vm, empty_metrics);
-		sync_global_from_guest(vm, metric_tolerance);
+		sync_global_from_guest(vm, has_hidden_counts);
+		sync_global_from_guest(vm, readback_error);
+		sync_global_from_guest(vm, sum_error);
 		kvm_vm_free(vm);
 	}
-	TEST_ASSERT(!sched_setaffinity(0, sizeof(cpus), &cpus), "sched_setaffinity() failed");
-	for (i = 0; i < ARRAY_SIZE(before); i++)
-		TEST_ASSERT_METRICS(empty_metrics[i], before[i]);
+	set_affinity(cpus);
+
+	ksft_print_msg("Metrics read back are off by up to %d, sums by %d beyond 253 to 257\n",
+		       readback_error, sum_error);
+	readback_error = min(readback_error, MAX_READBACK_ERROR);
+
+	for (i = 0; i < ARRAY_SIZE(before); i++) {
+		if (metrics_are_equal(empty_metrics[i], before[i]))
+			continue;
+		empty_metrics_vary[i] = true;
+		ksft_print_msg("Nothing counted, SLOTS %s 0: 0x%lx or 0x%lx, not compared\n",
+			       i & 1 ? "above" : "is", before[i], empty_metrics[i]);
+	}
 
 	rdpmc_exits = kvm_get_module_param_bool("kvm", "enable_vmware_backdoor") ||
 		      kvm_cpu_property(X86_PROPERTY_PMU_NR_GP_COUNTERS) !=
@@ -3055,6 +3400,7 @@ int main(int argc, char *argv[])
 			       "KVM or the host's PERF_CAPABILITIES lack it");
 	}
 
+	start_holder();
 	probe_perf_metrics();
 
 	return test_harness_run(argc, argv);
