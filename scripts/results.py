@@ -3,7 +3,7 @@
 """Reads what the lab leaves behind, judges it, and prints it.
 
 Usage: scripts/results.py COMMAND ARGUMENT...
-  cpus                                the kinds of CPU
+  cpus [COLUMN]                       the kinds of CPU, or those with 1 in that column
   cpu NAME[,READING...]               how Bochs emulates one, for bash
   summary DIRECTORY TESTS             what a boot with so many tests has come to
   plan CELL-WORD...                   how to boot a cell of the lab, for bash
@@ -761,7 +761,8 @@ def run(command, usage, least=1):
 def main(command, *arguments):
     """Prints what a command yields."""
     commands = {
-        'cpus': lambda: CPUS, 'readings': lambda: read_model()[1], 'cpu': cpu, 'summary': summary,
+        'cpus': lambda column=None: [name for name, row in CPUS.items() if not column or row[column] == '1'],
+        'readings': lambda: read_model()[1], 'cpu': cpu, 'summary': summary,
         'plan': lambda *words: Cell(*words, runs=int(os.environ.get('RUNS', 20))).plan(),
         'judge': lambda *words: judge('judge', *words), 'compare': lambda *words: judge('compare', *words),
         'whole': whole, 'caught': caught, 'table': table, 'junit': junit, 'demo': demo_tables,
