@@ -1710,7 +1710,7 @@ static void guest_newborn(void)
  */
 TEST(destroyed_vcpu)
 {
-	u64 end = now_ms() + 10 * 1000;
+	u64 end = now_ms() + 2 * 1000;
 	cpu_set_t cpus[NR_CPU_SETS];
 	struct kvm_vcpu *vcpu;
 	struct kvm_vm *vm;
