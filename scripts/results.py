@@ -243,6 +243,9 @@ class Cell:
         parameters = [f'{parameter}=0' for word, parameter in self.parameters.items() if word in self.words]
         if 'fep' in self.words:
             parameters += ['kvm.force_emulation_prefix=1', 'kvm.enable_virt_at_load=0']
+        if 'debug' in self.words:
+            # Of a test, see tools/host/init: such a kernel takes several times as long.
+            parameters.append('limit=600')
         yield f"CPU={','.join([self.cpu['name'], *self.readings])} CPUS={self.cpus}"
         yield f"TESTS='{' '.join(self.tests)}' CMDLINE+=' {' '.join(parameters)}'"
         yield f"KERNEL={'debug' * ('debug' in self.words)} RESTLESS={'1000,200,60' * ('restless' in self.words)}"
@@ -251,6 +254,8 @@ class Cell:
         if 'restless' in self.words:
             # Of the slowest, which exits at every wake-up.
             yield f'TIMEOUT=$((TIMEOUT + {300 * len(self.tests)}))'
+        if 'debug' in self.words:
+            yield 'TIMEOUT=$((3 * TIMEOUT))'
 
     def check_host(self, results):
         """Broken if the host isn't the one that the cell is named after."""
