@@ -393,8 +393,8 @@ def judge_probe(cpu, results):
         in_json = [(a['id'], a['answer'], a['default']) for a in objects]
     except (ValueError, KeyError) as e:
         raise Broken(f'no JSON: {e!r}') from e
-    if [question for question, *_ in answers] != [f'H{n}' for n in range(1, 14)]:
-        problems.append(f"not thirteen answers: {' '.join(question for question, *_ in answers)}")
+    if [question for question, *_ in answers] != [f'H{n}' for n in range(1, 15)]:
+        problems.append(f"not fourteen answers: {' '.join(question for question, *_ in answers)}")
     if answers != in_json:
         problems.append(f'other answers as JSON: {sorted(set(answers) ^ set(in_json))}')
     problems += [f'not named: {reading}' for reading in sorted(chosen - {answer for _, answer, _ in answers})]

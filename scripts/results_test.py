@@ -241,7 +241,7 @@ class CostsTest(LogsTest):
 
 PROBED = {'H1': 'kept', 'H2': 'zero', 'H3': 'faults', 'H4': 'same', 'H5': 'exact', 'H6': 'if-asked',
           'H7': 'stops', 'H8': 'works', 'H9': 'same', 'H10': 'set', 'H11': 'absent', 'H12': 'prompt',
-          'H13': 'any'}
+          'H13': 'any', 'H14': 'sets'}
 REFUSED = '1..1\n  TAP version 13\n  1..1\n  ok 1 no PERF_METRICS # exit status 2\nok 1 probe_test # 1s'
 
 
@@ -284,7 +284,7 @@ class ProbeTest(unittest.TestCase):
             self.assertEqual('; '.join(judge_probe(cpu, said)), problem)
 
         for cpu, said, problem in (('skx', probed(), 'has no PERF_METRICS'), ('amd', probed(), 'has no PERF_METRICS'),
-                                   ('icl', results(REFUSED), 'not thirteen answers')):
+                                   ('icl', results(REFUSED), 'not fourteen answers')):
             self.assertIn(problem, judge_probe(cpu, said)[0])
 
 

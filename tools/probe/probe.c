@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * Asks the CPU what the documents leave open about fixed counter 3 (TOPDOWN.SLOTS) and
- * PERF_METRICS: the questions H1 to H13 of Documentation/real-hardware.rst. The names of
+ * PERF_METRICS: the questions H1 to H14 of Documentation/real-hardware.rst. The names of
  * the answers are those of the readings in tools/emulator/README, where there is one.
  *
  * It writes both registers through /dev/cpu/N/msr, behind the back of perf, for some
@@ -45,6 +45,7 @@
 #define MSR_GLOBAL_STATUS	0x38e
 #define MSR_GLOBAL_CTRL		0x38f
 #define MSR_GLOBAL_STATUS_RESET	0x390
+#define MSR_GLOBAL_STATUS_SET	0x391
 
 /* Of GLOBAL_CTRL and GLOBAL_STATUS. */
 #define SLOTS			BIT(35)
@@ -101,7 +102,7 @@ static const char help[] =
 "  4  perf, a VM or somebody else uses fixed counter 3 or PERF_METRICS\n"
 "  5  no access to /dev/cpu/N/msr\n";
 
-enum id { H1, H2, H3, H4, H5, H6, H7, H8, H9, H10, H11, H12, H13, NR_QUESTIONS };
+enum id { H1, H2, H3, H4, H5, H6, H7, H8, H9, H10, H11, H12, H13, H14, NR_QUESTIONS };
 
 struct answer {
 	char name[32];
@@ -603,6 +604,22 @@ static void ask_overflow(struct answer *a)
 	      J(slots.rewritten));
 }
 
+/* As KVM loads the status of a guest. A PMI of another counter may find it, for perf to see. */
+static void ask_status_set(struct answer *a)
+{
+	uint64_t status;
+
+	if (!perf_knows_topdown()) {
+		reply(a, "not-asked", "perf doesn't know this CPU, bit 48 might crash the kernel");
+		return;
+	}
+	set(MSR_GLOBAL_STATUS_SET, METRICS);
+	status = get(MSR_GLOBAL_STATUS) & METRICS;
+	set(MSR_GLOBAL_STATUS_RESET, METRICS);
+	reply(a, status ? "sets" : "ignored", "GLOBAL_STATUS %#jx, then %#jx", J(status),
+	      J(get(MSR_GLOBAL_STATUS) & METRICS));
+}
+
 /* What became of PATTERN and slots with one of the two bits set. */
 static const char *half(uint64_t global, uint64_t slots, uint64_t *read)
 {
@@ -819,6 +836,7 @@ static const struct {
 	[H11] = { "RDPMC that clears", "absent", ask_rdpmc },
 	[H12] = { "arrival of a PMI", "prompt", ask_pmi },
 	[H13] = { "values of PERF_METRICS", "any", ask_values },
+	[H14] = { "bit 48 of GLOBAL_STATUS_SET", "sets", ask_status_set },
 };
 
 /* False if somebody disturbed. */
