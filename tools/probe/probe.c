@@ -551,6 +551,8 @@ static struct overflow overflow(uint64_t slots, uint64_t metrics, uint64_t slots
 	return found;
 }
 
+static const char unknown_to_perf[] = "perf doesn't know this CPU, bit 48 might crash the kernel";
+
 /* If not, it follows a NULL pointer at a PMI with bit 48. */
 static bool perf_knows_topdown(void)
 {
@@ -566,7 +568,7 @@ static void ask_overflow(struct answer *a)
 
 	name = !may_overflow ? "as it causes PMIs: --overflow" :
 	       guard < 0 ? "perf gives no event, without which it ignores PMIs" :
-	       !perf_knows_topdown() ? "perf doesn't know this CPU, bit 48 might crash the kernel" : NULL;
+	       !perf_knows_topdown() ? unknown_to_perf : NULL;
 	if (name) {
 		reply(a, "not-asked", "%s", name);
 		return;
@@ -610,7 +612,7 @@ static void ask_status_set(struct answer *a)
 	uint64_t status;
 
 	if (!perf_knows_topdown()) {
-		reply(a, "not-asked", "perf doesn't know this CPU, bit 48 might crash the kernel");
+		reply(a, "not-asked", "%s", unknown_to_perf);
 		return;
 	}
 	set(MSR_GLOBAL_STATUS_SET, METRICS);
