@@ -358,6 +358,9 @@ def judge(command, directory, *words):
 
 # --- What the probe says -----------------------------------------------------
 
+QUESTIONS = 14
+
+
 def judge_probe(cpu, results):
     """Problems of what the probe has said on such a CPU. Broken if it isn't JSON."""
     kinds, parts = read_model()
@@ -393,8 +396,9 @@ def judge_probe(cpu, results):
         in_json = [(a['id'], a['answer'], a['default']) for a in objects]
     except (ValueError, KeyError) as e:
         raise Broken(f'no JSON: {e!r}') from e
-    if [question for question, *_ in answers] != [f'H{n}' for n in range(1, 15)]:
-        problems.append(f"not fourteen answers: {' '.join(question for question, *_ in answers)}")
+    asked = [question for question, *_ in answers]
+    if asked != [f'H{n}' for n in range(1, 1 + QUESTIONS)]:
+        problems.append(f"not {QUESTIONS} answers: {' '.join(asked)}")
     if answers != in_json:
         problems.append(f'other answers as JSON: {sorted(set(answers) ^ set(in_json))}')
     problems += [f'not named: {reading}' for reading in sorted(chosen - {answer for _, answer, _ in answers})]
