@@ -90,9 +90,10 @@ static const char help[] =
 "  --vm         goes on in a VM, whose answers are those of the hypervisor\n"
 "\n"
 "Takes fixed counter 3 and PERF_METRICS of that CPU for some milliseconds, and puts back\n"
-"what was there, also if it is interrupted. Not beside VMs that use these, whose counts\n"
-"KVM leaves in the registers. Needs root and the module msr. The kernel notes that MSRs\n"
-"were written: it is tainted (S) until it boots again.\n"
+"what was there, also if it is interrupted, unless SIGKILL ends both of its processes.\n"
+"Not beside VMs that use these, whose counts KVM leaves in the registers. Needs root and\n"
+"the module msr. The kernel notes that MSRs were written: it is tainted (S) until it\n"
+"boots again.\n"
 "\n"
 "Exit status:\n"
 "  0  the questions were asked\n"
@@ -195,12 +196,15 @@ static void set(uint32_t msr, uint64_t val)
 /* Leaves what belongs to other counters as it is. */
 static void set_bits(uint32_t msr, uint64_t mask, uint64_t val)
 {
-	set(msr, (get(msr) & ~mask) | val);
+	uint64_t now = get(msr);
+
+	if ((now & mask) != val)
+		set(msr, (now & ~mask) | val);
 }
 
-static uint64_t fixed3(void)
+static uint64_t fixed3_of(uint64_t fixed_ctr_ctrl)
 {
-	return get(MSR_FIXED_CTR_CTRL) >> FIXED3_SHIFT & FIXED3_ALL;
+	return fixed_ctr_ctrl >> FIXED3_SHIFT & FIXED3_ALL;
 }
 
 __attribute__((noreturn))
@@ -213,35 +217,47 @@ static void die_in_use(void)
 /*
  * perf sets GLOBAL_CTRL as it likes at each PMI, e.g. of the NMI watchdog, and all of it
  * when an event comes or goes. That matters while SLOTS is started by its own bits. An
- * event that uses SLOTS sets those.
+ * event that uses SLOTS sets those. Returns FIXED_CTR_CTRL.
  */
-static void look_for_others(void)
+static uint64_t look_for_others(void)
 {
-	uint64_t now = fixed3();
+	uint64_t ctrl, now;
 
+	/* What is offline, or not allowed to this task any more, it has left. */
+	disturbed |= sched_getcpu() != cpu ||
+		     (fixed3_set && (get(MSR_GLOBAL_CTRL) & BOTH) != global_set);
+	ctrl = get(MSR_FIXED_CTR_CTRL);
+	now = fixed3_of(ctrl);
 	if (now != fixed3_set && now & FIXED3_RINGS)
 		die_in_use();
-	disturbed |= now != fixed3_set ||
-		     (fixed3_set && (get(MSR_GLOBAL_CTRL) & BOTH) != global_set);
+	disturbed |= now != fixed3_set;
+	return ctrl;
+}
+
+/* Right after having looked, as there is no way to set these bits alone. */
+static void set_fixed3(uint64_t bits)
+{
+	uint64_t ctrl = look_for_others();
+
+	if (fixed3_of(ctrl) != bits)
+		set(MSR_FIXED_CTR_CTRL, (ctrl & ~(FIXED3_ALL << FIXED3_SHIFT)) | bits << FIXED3_SHIFT);
+	fixed3_set = bits;
 }
 
 /* GLOBAL_CTRL starts and stops SLOTS and metrics, by one write. */
 static void enable(uint64_t global, uint64_t bits)
 {
-	look_for_others();
+	set_fixed3(bits);
 	global_set = global;
-	fixed3_set = bits;
-	set_bits(MSR_FIXED_CTR_CTRL, FIXED3_ALL << FIXED3_SHIFT, bits << FIXED3_SHIFT);
 	set_bits(MSR_GLOBAL_CTRL, BOTH, global);
 }
 
 static void disable(void)
 {
 	look_for_others();
-	set_bits(MSR_GLOBAL_CTRL, BOTH, 0);
-	set_bits(MSR_FIXED_CTR_CTRL, FIXED3_ALL << FIXED3_SHIFT, 0);
 	global_set = 0;
-	fixed3_set = 0;
+	set_bits(MSR_GLOBAL_CTRL, BOTH, 0);
+	set_fixed3(0);
 	shared->wants_pmi = false;
 }
 
@@ -521,13 +537,20 @@ static unsigned long count_pmis(void)
 	die(TROUBLE, "/proc/interrupts has no line PMI for CPU %d", cpu);
 }
 
+/* So many that fewer tell that perf has begun again at 0. */
+#define MANY_SLOTS		BIT(40)
+
 struct overflow {
 	uint64_t status;	/* what was set, and perf didn't reset */
-	unsigned long pmis;
+	unsigned long pmis;	/* of all that there were */
+	bool pmi;		/* one for what has overflowed */
 	uint64_t rewritten;	/* PERF_METRICS, written alone and read */
 };
 
-/* Lets SLOTS overflow, or the counts behind PERF_METRICS, or both. */
+/*
+ * Lets SLOTS overflow, or the counts behind PERF_METRICS, or both. At a PMI perf starts
+ * what GLOBAL_CTRL has started here, so that is nobody else.
+ */
 static struct overflow overflow(uint64_t slots, uint64_t metrics, uint64_t slots_alone, uint64_t pmi)
 {
 	struct overflow found;
@@ -539,12 +562,10 @@ static struct overflow overflow(uint64_t slots, uint64_t metrics, uint64_t slots
 	shared->wants_pmi = pmi;
 	enable(BOTH, FIXED3_RINGS | pmi);
 	work(WORK);
-	/* A PMI lets perf start SLOTS and metrics anew, so this is nobody else. */
-	if (count_pmis() != before)
-		global_set = get(MSR_GLOBAL_CTRL) & BOTH;
 	disable();
-	found.pmis = count_pmis() - before;
 	found.status = get(MSR_GLOBAL_STATUS) & BOTH;
+	found.pmis = count_pmis() - before;
+	found.pmi = found.pmis && !found.status && (!slots_alone || get(MSR_FIXED_CTR3) < slots_alone);
 	set(MSR_GLOBAL_STATUS_RESET, found.status);
 	set(MSR_PERF_METRICS, PATTERN);
 	found.rewritten = read_metrics();
@@ -574,18 +595,20 @@ static void ask_overflow(struct answer *a)
 		return;
 	}
 	/* SLOTS doesn't overflow if it is made less while the counts stay (H1). */
-	unasked = overflow(slots_max, ~0ull, SOME_SLOTS, 0);
-	alone = unasked.pmis || unasked.status & METRICS;
+	unasked = overflow(slots_max, ~0ull, MANY_SLOTS, 0);
+	alone = unasked.pmi || unasked.status & METRICS;
 	slots = overflow(slots_max, 0, 0, 0);
 	if (alone)
-		asked = overflow(slots_max, ~0ull, SOME_SLOTS, FIXED3_PMI);
+		asked = overflow(slots_max, ~0ull, MANY_SLOTS, FIXED3_PMI);
 	else
 		unasked = overflow(slots_max, ~0ull, 0, 0);
+	/* Profilers have PMIs, too. */
+	disturbed |= overflow(0, 0, 0, 0).pmis;
 
 	/* Undefined until both are written; but SLOTS that overflows may cause that, too (H8). */
 	undefined = !near(unasked.rewritten, PATTERN, 1) &&
 		    (alone || near(slots.rewritten, PATTERN, 1));
-	if (unasked.pmis)
+	if (unasked.pmi)
 		name = "overflow-pmi";
 	else if (!(unasked.status & METRICS))
 		name = "not-reached";
@@ -594,7 +617,7 @@ static void ask_overflow(struct answer *a)
 	else if (!alone)
 		/* The PMI that SLOTS asks for would be its own. */
 		name = "cannot-tell";
-	else if (!asked.pmis)
+	else if (!asked.pmi)
 		name = "no-pmi";
 	else
 		name = "if-asked";
@@ -763,7 +786,6 @@ static void ask_rdpmc(struct answer *a)
 
 static int perf_event(struct perf_event_attr *attr, pid_t pid, int on)
 {
-	attr->type = PERF_TYPE_HARDWARE;
 	attr->size = sizeof(*attr);
 	attr->disabled = 1;
 	attr->exclude_hv = 1;
@@ -879,23 +901,6 @@ static void ask(enum id id)
 	reply(&shared->answers[id], "varies", "%s: %s", now.name, now.values);
 }
 
-__attribute__((noreturn))
-static void be_child(void)
-{
-	struct sched_param param = { .sched_priority = 1 };
-
-	/* It stays in the buffer until the parent prints it, after the answers. */
-	setvbuf(stderr, shared->errors, _IOFBF, sizeof(shared->errors) - 1);
-	/* So that no other task's events come and go meanwhile; else this is noticed. */
-	if (sched_setscheduler(0, SCHED_FIFO, &param))
-		fprintf(stderr, "note: other tasks may disturb: sched_setscheduler: %s\n", strerror(errno));
-	ask(H3);
-	for (unsigned int id = 0; id < NR_QUESTIONS; id++)
-		if (id != H3)
-			ask(id);
-	_exit(ANSWERED);
-}
-
 static struct {
 	uint64_t slots, metrics, fixed3, global;
 } saved;
@@ -904,8 +909,14 @@ static void save(void)
 {
 	saved.slots = get(MSR_FIXED_CTR3);
 	saved.metrics = read_metrics();
-	saved.fixed3 = fixed3();
+	saved.fixed3 = fixed3_of(get(MSR_FIXED_CTR_CTRL));
 	saved.global = get(MSR_GLOBAL_CTRL) & BOTH;
+}
+
+/* perf always asks for PMIs. What it has begun to use it keeps. */
+static bool perf_uses(uint64_t fixed3)
+{
+	return fixed3 & FIXED3_RINGS && fixed3 & FIXED3_PMI && !shared->wants_pmi;
 }
 
 /* Says later if that fails. */
@@ -914,8 +925,14 @@ static bool put_back(uint32_t msr, uint64_t mask, uint64_t val)
 	size_t said = strlen(shared->errors);
 	uint64_t now = 0;
 
-	if ((mask == ~0ull || rdmsr(msr, &now)) && wrmsr(msr, (now & ~mask) | val))
-		return true;
+	if (mask == ~0ull || rdmsr(msr, &now)) {
+		if (mask != ~0ull && (now & mask) == val)
+			return true;
+		if (msr == MSR_FIXED_CTR_CTRL && perf_uses(fixed3_of(now)))
+			return true;
+		if (wrmsr(msr, (now & ~mask) | val))
+			return true;
+	}
 	snprintf(shared->errors + said, sizeof(shared->errors) - said,
 		 "error: CPU %d: %#jx could not be put back to %#x: %s\n", cpu, J(val), msr, strerror(errno));
 	lost = true;
@@ -924,16 +941,25 @@ static bool put_back(uint32_t msr, uint64_t mask, uint64_t val)
 
 static void restore(void)
 {
+	struct perf_event_attr slots = { .type = PERF_TYPE_RAW, .config = 0x400 };
 	uint64_t now = 0, status = 0;
+	int fd;
 
-	/* perf always asks for PMIs. What it has begun to use it keeps. */
 	rdmsr(MSR_FIXED_CTR_CTRL, &now);
-	if (now & FIXED3_RINGS << FIXED3_SHIFT && now & FIXED3_PMI << FIXED3_SHIFT && !shared->wants_pmi)
+	if (perf_uses(fixed3_of(now)))
 		return;
 	put_back(MSR_GLOBAL_CTRL, BOTH, 0);
 	put_back(MSR_FIXED_CTR_CTRL, FIXED3_ALL << FIXED3_SHIFT, 0);
+	shared->wants_pmi = false;
 	/* There won't be PMIs any more. It makes perf write all of GLOBAL_CTRL. */
 	close(guard);
+	/*
+	 * perf writes all of FIXED_CTR_CTRL as this comes and goes, also what may have got
+	 * lost if it wrote that register just between a read and a write here.
+	 */
+	fd = perf_event(&slots, -1, cpu);
+	ioctl(fd, PERF_EVENT_IOC_ENABLE);
+	close(fd);
 	put_back(MSR_FIXED_CTR3, ~0ull, saved.slots);
 	if (!put_back(MSR_PERF_METRICS, ~0ull, saved.metrics))
 		put_back(MSR_PERF_METRICS, ~0ull, 0);
@@ -941,6 +967,21 @@ static void restore(void)
 	put_back(MSR_GLOBAL_STATUS_RESET, ~0ull, status & BOTH);
 	put_back(MSR_FIXED_CTR_CTRL, FIXED3_ALL << FIXED3_SHIFT, saved.fixed3 << FIXED3_SHIFT);
 	put_back(MSR_GLOBAL_CTRL, BOTH, saved.global);
+}
+
+__attribute__((noreturn))
+static void be_child(pid_t parent)
+{
+	/* It stays in the buffer until the parent prints it, after the answers. */
+	setvbuf(stderr, shared->errors, _IOFBF, sizeof(shared->errors) - 1);
+	ask(H3);
+	for (unsigned int id = 0; id < NR_QUESTIONS; id++)
+		if (id != H3)
+			ask(id);
+	/* What has killed it doesn't let it restore anything. */
+	if (getppid() != parent)
+		restore();
+	_exit(ANSWERED);
 }
 
 /* Refuses CPUs that can't be asked. Runs on that CPU. */
@@ -980,6 +1021,17 @@ static char first_of_file(const char *path)
 	return read(fd, &c, sizeof(c)) == sizeof(c) ? c : 0;
 }
 
+/* The kernel is tainted by a write of an MSR. */
+static bool panics_on_taint(void)
+{
+	char line[4096], *at = NULL;
+	FILE *f = fopen("/proc/cmdline", "r");
+
+	if (f && fgets(line, sizeof(line), f))
+		at = strstr(line, "panic_on_taint=");
+	return at && strtoul(at + strlen("panic_on_taint="), NULL, 16) & BIT(2);
+}
+
 static void check_access(void)
 {
 	char path[32];
@@ -1000,6 +1052,8 @@ static void check_access(void)
 		die(NO_ACCESS, "%s cannot be read: %s", path, strerror(errno));
 	if (!rdmsr(MSR_PERF_METRICS, &val))
 		die(NO_METRICS, "this CPU has fixed counter 3, but no PERF_METRICS");
+	if (panics_on_taint())
+		die(NO_ACCESS, "the kernel would panic: panic_on_taint has bit 2, and a write of an MSR taints it (S)");
 	/* Resets nothing. */
 	if (!wrmsr(MSR_GLOBAL_STATUS_RESET, 0))
 		die(NO_ACCESS, "%s cannot be written: %s: echo on >/sys/module/msr/parameters/allow_writes; "
@@ -1007,7 +1061,7 @@ static void check_access(void)
 		    path, strerror(errno));
 	/* perf lets events take turns every few milliseconds. */
 	for (unsigned int i = 0; i < 200; i++) {
-		if (fixed3() & FIXED3_RINGS)
+		if (fixed3_of(get(MSR_FIXED_CTR_CTRL)) & FIXED3_RINGS)
 			die_in_use();
 		val = get(MSR_GLOBAL_STATUS) & BOTH;
 		if (val)
@@ -1085,7 +1139,7 @@ static void print(bool json)
 		if (!answer->name[0])
 			continue;
 		printf(json ? "%6$s    {\"id\": \"H%1$u\", \"question\": \"%2$s\", \"answer\": \"%3$s\", \"default\": \"%4$s\", \"values\": \"%5$s\"}" :
-			      "H%1$-3u%3$-20s%4$-10s%2$s: %5$s\n",
+			      "H%1$-3u%3$-19s %4$-9s %2$s: %5$s\n",
 		       id + 1, questions[id].question, answer->name, questions[id].likely, answer->values, comma);
 		comma = ",\n";
 	}
@@ -1105,10 +1159,11 @@ int main(int argc, char *argv[])
 		{ 0 }
 	};
 	struct perf_event_attr attr = { .config = PERF_COUNT_HW_CPU_CYCLES };
+	struct sched_param first = { .sched_priority = 1 };
+	pid_t child, parent = getpid();
 	bool json = false, vm = false;
 	sigset_t all, before;
 	int option, result;
-	pid_t child;
 	char *end;
 
 	while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
@@ -1142,6 +1197,9 @@ int main(int argc, char *argv[])
 	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (shared == MAP_FAILED)
 		die(TROUBLE, "no memory: %s", strerror(errno));
+	/* So that no other task's events come and go meanwhile; else this is noticed. */
+	if (sched_setscheduler(0, SCHED_FIFO, &first))
+		fprintf(stderr, "note: other tasks may disturb: sched_setscheduler: %s\n", strerror(errno));
 	/* Before perf writes all of GLOBAL_CTRL, as it does for an event. */
 	save();
 	/* perf ignores PMIs if it has no event on any CPU, as those of unknown reason. */
@@ -1152,7 +1210,7 @@ int main(int argc, char *argv[])
 	sigprocmask(SIG_BLOCK, &all, &before);
 	child = fork();
 	if (!child)
-		be_child();
+		be_child(parent);
 	result = child < 0 ? TROUBLE : wait_for_child(child);
 	restore();
 	sigprocmask(SIG_SETMASK, &before, NULL);
