@@ -1056,7 +1056,7 @@ static void check_access(void)
 		die(NO_ACCESS, "the kernel would panic: panic_on_taint has bit 2, and a write of an MSR taints it (S)");
 	/* Resets nothing. */
 	if (!wrmsr(MSR_GLOBAL_STATUS_RESET, 0))
-		die(NO_ACCESS, "%s cannot be written: %s: echo on >/sys/module/msr/parameters/allow_writes; "
+		die(NO_ACCESS, "%s cannot be written: %s: modprobe msr; echo on >/sys/module/msr/parameters/allow_writes; "
 		    "if that is no help, the kernel is locked down: switch off Secure Boot",
 		    path, strerror(errno));
 	/* perf lets events take turns every few milliseconds. */
@@ -1223,5 +1223,7 @@ int main(int argc, char *argv[])
 		signal(-result, SIG_DFL);
 		raise(-result);
 	}
+	if (ferror(stdout))
+		die(TROUBLE, "what was answered cannot be written, is the disk full?");
 	return result == ANSWERED && lost ? TROUBLE : result;
 }
