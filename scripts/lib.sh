@@ -317,6 +317,7 @@ stage_failed() { # TITLE LOG
 	if reason=$(grep '^error: ' "$2" | tail -n 1) && [ -n "$reason" ]; then
 		die "${reason#error: }"
 	fi
-	tail -n 20 "$2" >&2
+	# With make -j, the first errors may be far above the end.
+	grep -m 3 -E ': (fatal )?error: ' "$2" >&2 || tail -n 20 "$2" >&2
 	die "$1 failed; the whole log: $2"
 }

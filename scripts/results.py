@@ -5,7 +5,7 @@
 Usage: scripts/results.py COMMAND ARGUMENT...
   cpus [COLUMN]                       the kinds of CPU, or those with 1 in that column
   cpu NAME[,READING...]               how Bochs emulates one, for bash
-  summary DIRECTORY TESTS             what a boot with so many tests has come to
+  summary DIRECTORY TESTS WHAT        what a boot with so many tests has come to
   plan CELL-WORD...                   how to boot a cell of the lab, for bash
   judge DIRECTORY CELL-WORD...        whether that cell is as it has to be, or which
                                       tests have to be run on the base kernel to know
@@ -70,6 +70,10 @@ class Test:
         for line in self.output:
             if m := re.match(r' +(not )?ok \d+ (?:\w+\.)?([^#]*[^# ])(?: *# ?(SKIP)?.*)?$', line):
                 yield m[2], SKIPPED if m[3] else FAILED if m[1] else PASSED
+
+    def caught(self):
+        """What failed in it, in a line."""
+        return ' '.join(name for name, status in self.subtests if status == FAILED) or self.said()
 
     def said(self):
         """How it ended, comparable between kernels: no addresses, no process ids."""
@@ -209,6 +213,9 @@ class Cell:
 
         name, *readings = words[0].split(',') if words else ['']
         there, self.readings = list(read_model()[1]), []
+        for row in CPUS.values():
+            if None in row or None in row.values():
+                raise Broken(f"scripts/cpus: columns are separated by tabs, not as in '{row['name']}'")
         know(name, CPUS, 'CPU')
         for reading in readings:
             if re.fullmatch(r'random-\d+', reading):
@@ -460,13 +467,16 @@ def table(logs, *cells):
         yield f'# known, in {n} of them: {line}'
 
 
-def summary(directory, number):
-    """What a boot of so many tests has come to. Failed if some failed or are missing, Broken without all results."""
+def summary(directory, number, what):
+    """What a boot of so many tests has come to. Failed if some failed or are missing, Broken if results are."""
     whole(f'{directory}/results.tap')
     results = read_results(f'{directory}/results.tap')
     n, facts = results.count(), results.facts
     mediated = [f'{k}={v}' for k, v in facts.items() if k.endswith('.enable_mediated_pmu')]
-    yield (f"{facts.get('kernel', '?')}, {facts.get('cpu', '?')}, {' '.join(mediated)}: "
+    for test in results.tests:
+        if test.status == FAILED:
+            yield f'failed: {test.name}: {test.caught()}'
+    yield (f"{what}: {facts.get('kernel', '?')}, {facts.get('cpu', '?')}, {' '.join(mediated)}: "
            f'{n[PASSED]} passed, {n[FAILED]} failed, {n[SKIPPED]} skipped; logs: {directory}')
     if n[FAILED] or len(results.tests) != int(number):
         raise Failed
@@ -739,7 +749,7 @@ def caught(path, name):
     """What failed in a test."""
     for test in read_results(path).tests:
         if test.name == name and test.status == FAILED:
-            yield ' '.join(n for n, status in test.subtests if status == FAILED) or test.said()
+            yield test.caught()
 
 
 def probe(directory, name):
