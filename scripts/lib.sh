@@ -116,6 +116,11 @@ selftests_kind() {
 	fi
 }
 
+# Whether the selftest of this repository is what runs, and not one of the patches.
+lays_over() {
+	[ "$(selftests_kind)" = series ] && [[ $series = "$repo/patches" || $series = none ]]
+}
+
 # Whether tests need QEMU and perf, and what is collected for them.
 need_guests() { # TEST...
 	local test
@@ -318,6 +323,6 @@ stage_failed() { # TITLE LOG
 		die "${reason#error: }"
 	fi
 	# With make -j, the first errors may be far above the end.
-	grep -m 3 -E ': (fatal )?error: ' "$2" >&2 || tail -n 20 "$2" >&2
+	grep -E ': (fatal )?error: ' "$2" | grep -v '^collect2: ' | head -n 3 >&2 || tail -n 20 "$2" >&2
 	die "$1 failed; the whole log: $2"
 }
