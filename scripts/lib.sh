@@ -117,7 +117,7 @@ selftests_kind() {
 }
 
 # Whether the selftest of this repository is what runs, and not one of the patches.
-lays_over() {
+own_selftest_runs() {
 	[ "$(selftests_kind)" = series ] && [[ $series = "$repo/patches" || $series = none ]]
 }
 
