@@ -2133,6 +2133,7 @@ TEST(host_adds_metrics)
 	pin_self_to_any_cpu();
 	if (!can_open_host_events(-1))
 		SKIP(return, "can't open host events: %s", strerror(errno));
+
 	fds[0] = open_host_event(HOST_SLOTS | user, -1, false, -1);
 	branch_workload();
 	TEST_ASSERT_EQ(ioctl(fds[0], PERF_EVENT_IOC_DISABLE, 0), 0);
