@@ -12,8 +12,9 @@
 
 # shellcheck disable=SC2034 # used by the scripts that source this file
 
+unset CDPATH
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-cache=${TOPDOWN_CACHE:-${XDG_CACHE_HOME:-${HOME:?is not set, set it or TOPDOWN_CACHE}/.cache}/kvm-topdown}
+cache=${TOPDOWN_CACHE:-${XDG_CACHE_HOME:-${HOME:-}/.cache}/kvm-topdown}
 downloads=$cache/downloads
 
 # The base tree: Debian's linux-source, by version and checksum.
@@ -40,11 +41,16 @@ export LC_ALL=C
 
 # Nor may flags of make, or what a kernel developer exports, change what is built.
 unset MAKEFLAGS MFLAGS GNUMAKEFLAGS MAKELEVEL ARCH CROSS_COMPILE LLVM LLVM_IAS KCFLAGS KAFLAGS KBUILD_OUTPUT KBUILD_VERBOSE
+unset CC CXX CFLAGS CXXFLAGS CPPFLAGS LDFLAGS HOSTCC HOSTCFLAGS SHELLCHECK_OPTS
 
-# git must not tidy up a repository of the user's behind our back.
-export GIT_CONFIG_COUNT=2
-export GIT_CONFIG_KEY_0=gc.auto GIT_CONFIG_VALUE_0=0
-export GIT_CONFIG_KEY_1=maintenance.auto GIT_CONFIG_VALUE_1=false
+# What a gate or a cell sets for itself must not come from outside.
+for_boots='CPU CPUS TESTS EMULATOR KERNEL RESTLESS BOCHS_OWNERS BOCHS_COSTS KIT'
+
+# git must not tidy up a repository of the user's behind our back, nor colour what is read.
+for setting in gc.auto=0 maintenance.auto=false color.ui=false; do
+	export "GIT_CONFIG_KEY_${GIT_CONFIG_COUNT:=0}=${setting%=*}" "GIT_CONFIG_VALUE_$GIT_CONFIG_COUNT=${setting#*=}"
+	export GIT_CONFIG_COUNT=$((GIT_CONFIG_COUNT + 1))
+done
 
 # Exit status 1 is left to tests that fail.
 die() {
@@ -72,6 +78,7 @@ know_arguments() { # REGEX [ARGUMENT...]
 case $repo in
 *[[:space:]]*) die "make cannot build in '$repo' (space in the path): move it" ;;
 esac
+[ -n "${TOPDOWN_CACHE:-}${XDG_CACHE_HOME:-}${HOME:-}" ] || die "HOME is not set: set it or TOPDOWN_CACHE"
 case $cache in
 /*) ;;
 *) die "the cache must be an absolute path, not '$cache': set TOPDOWN_CACHE" ;;
@@ -79,7 +86,14 @@ esac
 case $cache in
 *[!A-Za-z0-9/._+~@-]*) die "kbuild cannot build below '$cache' (space or special character in the path): set TOPDOWN_CACHE" ;;
 esac
-mkdir -p "$cache" 2>/dev/null || die "cannot write to the cache $cache: set TOPDOWN_CACHE to a directory of yours"
+# A cache has a tag, by which scripts/clean may delete all that is in it, and backups leave it out.
+make_cache() {
+	{ mkdir -p "$cache" && [ -w "$cache" ]; } 2>/dev/null || die "cannot write to the cache $cache: set TOPDOWN_CACHE to a directory of yours"
+	[ ! -e "$cache/CACHEDIR.TAG" ] || return 0
+	[ -z "$(ls -A "$cache")" ] || die "these scripts did not make $cache: delete it, or set TOPDOWN_CACHE to an empty directory"
+	echo 'Signature: 8a477f597d28d172789f06886806bc55' >"$cache/CACHEDIR.TAG"
+}
+[[ ${1:-} = -h || ${1:-} = --help ]] || make_cache
 
 series=${SERIES:-$repo/patches}
 if [ -n "${KDIR:-}" ]; then
@@ -118,7 +132,7 @@ selftests_kind() {
 
 # Whether the selftest of this repository is what runs, and not one of the patches.
 own_selftest_runs() {
-	[ "$(selftests_kind)" = series ] && [[ $series = "$repo/patches" || $series = none ]]
+	[ "$(selftests_kind)" = series ] && [[ $series = none || $series -ef $repo/patches ]]
 }
 
 # Whether tests need QEMU and perf, and what is collected for them.
@@ -165,7 +179,7 @@ boot_to_the_end() { # DIRECTORY COMMAND...
 	local directory=$1 status=0
 	shift
 	mkdir -p "$directory"
-	rm -f "$directory/results.tap"
+	rm -f "$directory"/{results.tap,cell.tap,known}
 	LOGS=$directory "$@" 2>&1 | tee "$directory/output" || status=${PIPESTATUS[0]}
 	[ "$status" -le 1 ] ||
 		die "the lab did not finish cleanly, see $directory: $(grep -A 1 -E '^error: |^trouble on the console' "$directory/output" | tail -n 1)"
@@ -200,8 +214,9 @@ new_logs() {
 		return
 	fi
 	mkdir -p "$cache/logs"
-	find "$cache/logs" -mindepth 1 -maxdepth 1 -type d -mmin +1440 | sort | head -n -30 | xargs -r rm -rf
-	logs=$(mktemp -d "$cache/logs/$(date +%Y%m%d-%H%M%S)-XXXX")
+	find "$cache/logs" -mindepth 1 -maxdepth 1 -type d -name '20[0-9]*-[0-9]*-????' -mmin +1440 -print0 |
+		sort -z | head -z -n -30 | xargs -0r rm -rf
+	logs=$(mktemp -d "$cache/logs/$(date +%Y%m%d-%H%M%S)-XXXX") || die "no directory for logs can be made in $cache/logs"
 	ln -sfn "$(basename "$logs")" "$cache/logs/latest"
 	echo "$logs"
 }
@@ -228,7 +243,9 @@ lock_cache() {
 	exec {TOPDOWN_LOCKED}>>"$cache/lock"
 	if ! flock -n "$TOPDOWN_LOCKED"; then
 		echo "waiting for another run (pid $(cat "$cache/lock")) that uses $cache" >&2
-		flock "$TOPDOWN_LOCKED"
+		spawn flock "$TOPDOWN_LOCKED"
+		wait "$child"
+		child=
 	fi
 	echo $$ >"$cache/lock"
 	export TOPDOWN_LOCKED
