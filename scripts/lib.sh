@@ -12,6 +12,14 @@
 
 # shellcheck disable=SC2034 # used by the scripts that source this file
 
+# Asked for help, a script prints the comment at its top.
+case ${1:-} in
+-h | --help)
+	sed -n '3,/^[^#]/{/^#/!q;s/^# \{0,1\}//p}' "$0"
+	exit
+	;;
+esac
+
 unset CDPATH
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cache=${TOPDOWN_CACHE:-${XDG_CACHE_HOME:-${HOME:-}/.cache}/kvm-topdown}
@@ -58,16 +66,6 @@ die() {
 	exit 2
 }
 
-# Prints the comment at the top of the calling script when asked for help.
-help_if_asked() {
-	case ${1:-} in
-	-h | --help)
-		sed -n '3,/^[^#]/{/^#/!q;s/^# \{0,1\}//p}' "$0"
-		exit 0
-		;;
-	esac
-}
-
 # Dies of arguments that a script doesn't know: all together they must match.
 know_arguments() { # REGEX [ARGUMENT...]
 	local regex=$1
@@ -87,13 +85,11 @@ case $cache in
 *[!A-Za-z0-9/._+~@-]*) die "kbuild cannot build below '$cache' (space or special character in the path): set TOPDOWN_CACHE" ;;
 esac
 # A cache has a tag, by which scripts/clean may delete all that is in it, and backups leave it out.
-make_cache() {
-	{ mkdir -p "$cache" && [ -w "$cache" ]; } 2>/dev/null || die "cannot write to the cache $cache: set TOPDOWN_CACHE to a directory of yours"
-	[ ! -e "$cache/CACHEDIR.TAG" ] || return 0
+{ mkdir -p "$cache" && [ -w "$cache" ]; } 2>/dev/null || die "cannot write to the cache $cache: set TOPDOWN_CACHE to a directory of yours"
+if [ ! -e "$cache/CACHEDIR.TAG" ]; then
 	[ -z "$(ls -A "$cache")" ] || die "these scripts did not make $cache: delete it, or set TOPDOWN_CACHE to an empty directory"
 	echo 'Signature: 8a477f597d28d172789f06886806bc55' >"$cache/CACHEDIR.TAG"
-}
-[[ ${1:-} = -h || ${1:-} = --help ]] || make_cache
+fi
 
 series=${SERIES:-$repo/patches}
 if [ -n "${KDIR:-}" ]; then
