@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: GPL-2.0-only
-# shellcheck shell=bash
 # Shared by all scripts: where things are, errors, the cache and its lock, stages.
 #
 # Environment read here:

@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: GPL-2.0-only
-# shellcheck shell=bash
 # For gates that compile some directories of a kernel, without a vmlinux that modules
 # could be linked for.
 

@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: GPL-2.0-only
-# shellcheck shell=dash
 # Sourced by what runs selftests, in the emulated host and in the kit: results as KTAP.
 
 # A test that prints TAP becomes a nested KTAP test; the output of others

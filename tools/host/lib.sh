@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: GPL-2.0-only
-# shellcheck shell=dash
 # Sourced by the tests in the emulated host: guests to give commands to, and KTAP.
 
 export PATH=/bin:/usr/bin
