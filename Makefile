@@ -20,7 +20,7 @@ test: ## every gate: series, emulator, scripts, lab (FULL=1: all cells)
 	@scripts/check
 
 probe: ## what tools/probe says on each kind of emulated CPU and each reading of the documents
-	@scripts/readings probe
+	@scripts/check --readings probe
 
 kit: ## one tarball for a real machine: patches, tests, and what runs them and reports
 	@scripts/kit

@@ -3,19 +3,18 @@
 """Reads what the lab leaves behind, judges it, and prints it.
 
 Usage: scripts/results.py COMMAND ARGUMENT...
-  cpus [COLUMN]                       the kinds of CPU, or those with 1 in that column
+  gates GATE [WORD...]                that gate on each reading of the documents, on each kind
+                                      of CPU with PERF_METRICS; "probe" on the others, too
+  gates cells                         every cell of the lab
   cpu NAME[,READING...]               how Bochs emulates one, for bash
   summary DIRECTORY TESTS WHAT        what a boot with so many tests has come to
   plan CELL-WORD...                   how to boot a cell of the lab, for bash
   judge DIRECTORY CELL-WORD...        whether that cell is as it has to be, or which
                                       tests have to be run on the base kernel to know
   compare DIRECTORY CELL-WORD...      the same, once it was booted on the base kernel, too
-  whole RESULTS                       whether a file has all results
-  caught RESULTS TEST                 what failed in a test, in a line
   table LOGS CELL...                  how the tests in cells ended
   junit FILE.tap...                   JUnit XML
   demo LOGS                           tables of what make demo has measured
-  readings                            the names of other readings of the documents
   probe DIRECTORY CPU[,READING...]    whether the probe has named what that CPU does
   costs LOGS                          tables of what checks/costs has counted, and
                                       what is dearer than it may be
@@ -26,13 +25,13 @@ Exit status: 0 if all is well, 1 if tests failed, 2 if the lab didn't work.
 import csv
 import json
 import math
-import os
 import random
 import re
 import sys
 import traceback
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -147,12 +146,6 @@ def read_results(path):
         return read_ktap(Path(path).read_text(errors='replace').splitlines())
     except OSError as e:
         raise Broken(f'{path}: {e.strerror}') from e
-
-
-def whole(path):
-    """Broken if a file hasn't all results."""
-    if why := read_results(path).broken():
-        raise Broken(f'results are missing in {path}: {why}')
 
 
 # --- Kinds of CPU, and cells -------------------------------------------------
@@ -327,6 +320,21 @@ class Cell:
         return problems, list(compared)
 
 
+def gates(which, *words):
+    """Gates, a line each: every cell of the lab, or a gate on each reading of the documents."""
+    if which == 'cells':
+        for cpu, *off in product(CPUS, ['', 'no-mediated'], ['', 'no-nested'], ['', 'no-ept'], ['', '2-cpus']):
+            # Bochs has no AMD CPU with a PMU that KVM could mediate.
+            if (cpu, off[0]) != ('amd', 'no-mediated'):
+                yield ' '.join(filter(None, ['lab', cpu, *off, 'all']))
+        return
+    if which == 'probe':
+        yield from (f'probe {cpu}' for cpu in CPUS)
+    for cpu in (name for name, row in CPUS.items() if row['topdown'] == '1'):
+        for reading in [*read_model()[1], *(f'random-{n}' for n in range(1, 21))]:
+            yield ' '.join([which, f'{cpu},{reading}', *words])
+
+
 def judge(command, directory, *words):
     """Judges a cell by the logs in a directory.
 
@@ -469,8 +477,9 @@ def table(logs, *cells):
 
 def summary(directory, number, what):
     """What a boot of so many tests has come to. Failed if some failed or are missing, Broken if results are."""
-    whole(f'{directory}/results.tap')
     results = read_results(f'{directory}/results.tap')
+    if why := results.broken():
+        raise Broken(f'results are missing in {directory}/results.tap: {why}')
     n, facts = results.count(), results.facts
     mediated = [f'{k}={v}' for k, v in facts.items() if k.endswith('.enable_mediated_pmu')]
     for test in results.tests:
@@ -745,13 +754,6 @@ def cpu(*words):
            f"pmu={','.join([cell.cpu['pmu'], *cell.readings])}")
 
 
-def caught(path, name):
-    """What failed in a test."""
-    for test in read_results(path).tests:
-        if test.name == name and test.status == FAILED:
-            yield test.caught()
-
-
 def probe(directory, name):
     """Failed if the probe hasn't named what that CPU does."""
     if problems := judge_probe(name, read_results(f'{directory}/results.tap')):
@@ -780,11 +782,9 @@ def run(command, usage, least=1):
 def main(command, *arguments):
     """Prints what a command yields."""
     commands = {
-        'cpus': lambda column=None: [name for name, row in CPUS.items() if not column or row[column] == '1'],
-        'readings': lambda: read_model()[1], 'cpu': cpu, 'summary': summary,
-        'plan': lambda *words: Cell(*words, runs=int(os.environ.get('RUNS', 20))).plan(),
+        'gates': gates, 'cpu': cpu, 'summary': summary, 'plan': lambda *words: Cell(*words).plan(),
         'judge': lambda *words: judge('judge', *words), 'compare': lambda *words: judge('compare', *words),
-        'whole': whole, 'caught': caught, 'table': table, 'junit': junit, 'demo': demo_tables,
+        'table': table, 'junit': junit, 'demo': demo_tables,
         'probe': probe, 'costs': costs_tables}
     if command not in commands:
         raise Broken(f"unknown command '{command}', see scripts/results.py --help")
