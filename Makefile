@@ -26,7 +26,7 @@ kit: ## one tarball for a real machine: patches, tests, and what runs them and r
 	@scripts/kit
 
 report: ## one HTML page of what make demo and make test have found
-	@scripts/report
+	@scripts/page.py
 
 refresh: ## write patches/ from the series checked out in KDIR=/path/to/linux
 	@scripts/refresh-patches "$(KDIR)"

@@ -2,14 +2,17 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """One HTML page, which needs nothing else, of what make demo and make test have found.
 
-Usage: scripts/page.py DEMO-LOGS GATE-LOGS OUTPUT
-  scripts/page.py /tmp/demo /tmp/test page.html
-  scripts/page.py '' /tmp/test page.html          without measurements
+Usage: scripts/page.py [OUTPUT]
+  scripts/page.py             make report: report.html in the cache
+  DEMO=/path/to/logs GATES=/path/to/others scripts/page.py page.html
+
+Environment: DEMO, GATES: logs of a make demo and of a make test, instead of the newest in the cache
 
 Missing results are left out; the page says which command produces them. Every number
 says which run it is from.
 """
 
+import os
 import re
 import time
 from collections import defaultdict
@@ -21,6 +24,8 @@ from string import Template
 from results import (Broken, CPUS, Demo, FAILED, GP_COUNTERS, KNOWN, LEVEL_1, LEVEL_2, METRICS, PASSED, REPO, Results,
                      SKIPPED, gate_logs, read_results, run)
 
+CACHE = Path(os.environ.get('TOPDOWN_CACHE')
+             or Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache', 'kvm-topdown'))
 PART = dict(zip(LEVEL_1, LEVEL_2))
 TITLES = {
     'retiring': 'Retiring', 'heavy-ops': 'heavy operations',
@@ -304,7 +309,7 @@ class Page:
         values['exits_source'] = missing('the gate <code>costs</code> of <code>make test</code>')
         values |= dict.fromkeys(('gates_source', 'cells', 'others'), missing('<code>make test</code>'))
         if self.demo:
-            values['demo_source'] = source(self.demo_logs, 'demo.tsv')
+            values['demo_source'] = source(self.demo_logs, 'series/results.tap')
             values['group'] = self.measurement('group', 'User space alone',
                                                'SLOTS and the eight metrics as an explicit group.')
             values['topdown'] = self.measurement('topdown', 'User space and kernel',
@@ -339,8 +344,16 @@ def about(gate):
     return re.sub(r'^(# |""")', '', m[1], flags=re.M) if m else ''
 
 
-def main(demo_logs, logs, output):
+def newest(file):
+    """The directory of the newest run in the cache that has left such a file, or ''."""
+    found = [path for path in (CACHE / 'logs').glob(f'*/{file}') if path.stat().st_size]
+    return max(found, key=lambda path: path.stat().st_mtime).parent.resolve() if found else ''
+
+
+def main(output=CACHE / 'report.html'):
     """Writes the page."""
+    demo_logs = os.environ.get('DEMO') or newest('base.out')
+    logs = os.environ.get('GATES') or newest('gates.tap')
     if not demo_logs and not logs:
         raise Broken('there are no results: run make demo first, or make test')
     Path(output).write_text(Page(demo_logs, logs).html())
@@ -348,4 +361,4 @@ def main(demo_logs, logs, output):
 
 
 if __name__ == '__main__':
-    run(main, __doc__, 3)
+    run(main, __doc__, 0)

@@ -590,14 +590,8 @@ def side_by_side(demo, what):
 
 
 def demo_tables(logs):
-    """What make demo prints; writes demo.tsv. Broken if nothing was measured."""
+    """What make demo prints. Broken if nothing was measured."""
     demo = Demo(logs)
-    lines = ['\t'.join((*key, text)) for key, text in demo.about.items()]
-    for key, values in demo.measured.items():
-        for metric, value in values.items():
-            level = '1' if metric in LEVEL_1 else '2' if metric in LEVEL_2 else '-'
-            lines.append('\t'.join(('value', *key, metric, level, value if metric == 'error' else f'{value:.12g}')))
-    Path(logs, 'demo.tsv').write_text('\n'.join(lines) + '\n')
     version = defaultdict(lambda: '?', {what: text for (kind, side, what), text in demo.about.items()
                                         if (kind, side) == ('version', 'series')})
     qemu, perf = (re.sub(r'.*?([0-9.]+).*', r'\1', version[what]) for what in ('qemu', 'perf'))
@@ -634,7 +628,6 @@ def demo_tables(logs):
         f'{worst:.1f} {text}' for what, text in (('topdown', 'points at most with --topdown'),
                                                  ('group', 'in user space alone'))
         if (worst := demo.worst(what)) is not None)
-    yield f'as data: {logs}/demo.tsv'
     yield '\nThe percentages come from an emulated CPU and say nothing about a real core.'
 
 
@@ -763,9 +756,10 @@ def probe(directory, name):
 def run(command, usage, least=1):
     """Calls a command with the arguments of this process, or prints the usage if they are less. Exits."""
     arguments = sys.argv[1:]
-    if len(arguments) < least or arguments[0] in ('-h', '--help'):
+    asked = arguments[:1] in (['-h'], ['--help'])
+    if asked or len(arguments) < least:
         print(usage.strip())
-        sys.exit(0 if arguments and arguments[0] in ('-h', '--help') else 2)
+        sys.exit(0 if asked else 2)
     try:
         command(*arguments)
     except (Failed, Broken, OSError) as e:
