@@ -33,9 +33,6 @@ TITLES = {
     'fe-bound': 'Frontend bound', 'fetch-lat': 'fetch latency',
     'be-bound': 'Backend bound', 'mem-bound': 'memory bound',
 }
-# What is special about a cell, the least special word first.
-WORDS = ['brief', 'all', 'topdown', '2-cpus', 'no-ept', 'no-apicv', 'no-nested', 'no-mediated', 'fep',
-         'debug', 'restless', 'base']
 FAILED_CELL = '<td class="failed"><strong>FAILED</strong>'
 
 
@@ -180,10 +177,7 @@ class Page:
                            f'<table aria-label="{text(workload)}, percent of slots">',
                            head('percent of slots', 'host', 'guest', 'difference')
                            + f'<tbody>\n{rows}</tbody>\n</table>\n')) if rows else ''
-        comment = re.search(r'/\* ([^*]*?) \*/\nstatic void ' + re.escape(workload) + r'\(',
-                            (REPO / 'tools/guest/workload.c').read_text())
-        small = f' <small>{text(comment[1])}</small>' if comment else ''
-        return f'<figure>\n<figcaption><h4>{text(workload)}</h4>{small}</figcaption>\n{table}{errors}</figure>\n'
+        return f'<figure>\n<figcaption><h4>{text(workload)}</h4></figcaption>\n{table}{errors}</figure>\n'
 
     def measurement(self, what, title, words):
         """All workloads, measured in one way."""
@@ -256,28 +250,16 @@ class Page:
 
     # What was tested.
 
-    def matrix(self):
-        """Cells by kind of CPU."""
-        at = {}
+    def results(self):
+        """How gates ended, and the tests of those that are cells of the lab."""
+        rows = ''
         for gate in self.gates.tests:
-            if gate.name in self.cells:
-                cpu, *words = re.split('[ ,]', gate.name)[1:]
-                count = self.cells[gate.name].count()
-                results = '<br>'.join(f'<strong>{count[s]} {s}</strong>' if s == PASSED else f'{count[s]} {s}'
-                                      for s in (PASSED, FAILED, KNOWN, SKIPPED) if count[s]) or 'no result'
-                at[cpu, tuple(words)] = f'{FAILED_CELL}<br>{results}</td>' if gate.status == FAILED else results
-        columns = sorted({words for _, words in at},
-                         key=lambda words: (sum(1 << WORDS.index(w) for w in words if w in WORDS), words))
-        html = ''
-        for i in range(0, len(columns), 8):
-            some = columns[i:i + 8]
-            rows = ''.join(row(f'<code>{cpu}</code><br><small>{text(kind["title"])}</small>',
-                               *(at.get((cpu, words), '<small>not run</small>') for words in some))
-                           for cpu, kind in CPUS.items() if any((cpu, words) in at for words in some))
-            titles = ['<br>'.join(words if set(words) - {'all', 'brief', 'topdown'} else ('default', *words))
-                      for words in some]
-            html += scroll('Selftests by kind of CPU', ('CPU', *titles), rows, 'data matrix')
-        return html
+            count = self.cells.get(gate.name, Results()).count()
+            minutes, seconds = divmod(gate.seconds or 0, 60)
+            rows += row(f'<code>{text(gate.name)}</code>',
+                        f'{FAILED_CELL}</td>' if gate.status == FAILED else '<strong>passed</strong>',
+                        f'{minutes}:{seconds:02}', *(str(count[s] or '') for s in (PASSED, FAILED, KNOWN, SKIPPED)))
+        return scroll('Gates', ('gate', 'result', 'time', 'tests passed', 'failed', 'known', 'skipped'), rows)
 
     def known(self):
         """Failures that the base kernel has, too."""
@@ -291,23 +273,12 @@ class Page:
         return '<h4>Known failures: the base kernel, booted as the same cell, fails in the same way</h4>\n' \
                f'<ul>{items}</ul>\n' if items else ''
 
-    def others(self):
-        """Gates that are no cells."""
-        rows = ''
-        for gate in self.gates.tests:
-            if gate.name not in self.cells:
-                minutes, seconds = divmod(gate.seconds or 0, 60)
-                rows += row(f'<code>{text(gate.name)}</code><small>{text(about(gate.name))}</small>',
-                            f'{FAILED_CELL}</td>' if gate.status == FAILED else '<strong>passed</strong>',
-                            f'{minutes}:{seconds:02}')
-        return scroll('Gates', ('gate, and what it asserts', 'result', 'time'), rows, 'data gates')
-
     def html(self):
         """The page: page.html, in which what there isn't is empty."""
         values = defaultdict(str, tiles=self.tiles(), trouble=self.trouble(), now=when(time.time()))
         values['demo_source'] = missing('<code>make demo</code>')
         values['exits_source'] = missing('the gate <code>costs</code> of <code>make test</code>')
-        values |= dict.fromkeys(('gates_source', 'cells', 'others'), missing('<code>make test</code>'))
+        values['gates_source'] = missing('<code>make test</code>')
         if self.demo:
             values['demo_source'] = source(self.demo_logs, 'series/results.tap')
             values['group'] = self.measurement('group', 'User space alone',
@@ -318,30 +289,17 @@ class Page:
             # version_series_guest_kernel, command_series_qemu and more
             values |= {'_'.join(key).replace('-', '_'): text(words) for key, words in self.demo.about.items()}
         if self.logs:
-            values['gates_source'] = source(self.logs, 'gates.tap')
+            values |= {'gates_source': source(self.logs, 'gates.tap'), 'results': self.results() + self.known()}
             path = 'costs/exit-costs.tsv'
             if (self.logs / path).exists():
                 values |= {'exits_source': source(self.logs, path), 'exits': self.exits(self.logs / path)}
         if self.cells:
             facts = {name.split()[1]: results.facts for name, results in self.cells.items() if results.facts}
-            values |= {'cells': self.matrix() + self.known(),
-                       'full': ' FULL=1' * (sum('all' in name.split() for name in self.cells) > 1),
+            values |= {'full': ' FULL=1' * (sum('all' in name.split() for name in self.cells) > 1),
                        'kernels': text(', '.join(sorted({fact.get('kernel', '?') for fact in facts.values()}))),
                        'models': text('; '.join(f"{cpu}: {facts[cpu].get('cpu', '?').partition(' x ')[2]}"
                                                 for cpu in CPUS if cpu in facts))}
-        if len(self.gates.tests) > len(self.cells):
-            values['others'] = self.others()
-        subjects = (re.search(r'^Subject: (?:\[.*?\] )?(.*(?:\n .*)*)', path.read_text(), re.M)[1].replace('\n', '')
-                    for path in sorted((REPO / 'patches').glob('*.patch')))
-        values['series'] = ''.join(f'<li>{text(subject)}</li>\n' for subject in subjects)
         return Template((REPO / 'scripts/page.html').read_text()).substitute(values)
-
-
-def about(gate):
-    """What a gate is about, in the words at the top of its script."""
-    path = REPO / 'scripts/checks' / gate.split()[0]
-    m = re.match(r'#!.*\n# SPDX.*\n((?:(?:# |[^#\n]).*\n)+)', path.read_text()) if path.exists() else None
-    return re.sub(r'^(# |""")', '', m[1], flags=re.M) if m else ''
 
 
 def newest(file):
