@@ -149,14 +149,21 @@ needed_cpus() { # TEST...
 }
 guests_of() { echo "$cache/guests/$1${KERNEL:+-$KERNEL}"; } # KIND
 
-# Kernels that scripts/check has prepared, so that they only have to be booted, are in
-# TOPDOWN_PREPARED by names that say what they are made of.
-prepared_name() {
-	local from=
-	[ "$kind" = base ] || from=$(realpath "$series")
-	echo "$kind${KERNEL:+-$KERNEL}:$base_git:$from"
+# Configures a build by fragments. The kernel has to take all of the last one, in which
+# CONFIG_X=n is the same as "is not set".
+configure() { # TREE BUILD MAKE FRAGMENT...
+	local tree=$1 build=$2 make=$3 option
+	shift 3
+	"$make" tinyconfig
+	(cd "$build" && "$tree/scripts/kconfig/merge_config.sh" -m -O "$build" .config "$@")
+	"$make" olddefconfig
+	while read -r option; do
+		case $option in
+		*=n) ! grep -q "^${option%n}" "$build/.config" ;;
+		*) grep -qxF "$option" "$build/.config" ;;
+		esac || die "the kernel does not take $option: a dependency is missing or the option is gone"
+	done < <(sed -nE 's/^# (CONFIG_\w+) is not set$/\1=n/; /^CONFIG_/p' "${@: -1}")
 }
-is_prepared() { [[ " ${TOPDOWN_PREPARED:-} " == *" $(prepared_name) "* ]]; }
 
 # The commits of the series as scripts/apply has left them, oldest first.
 series_commits() {

@@ -15,26 +15,12 @@ check_directories() {
 	[ -z "$other" ] || die "not built by this gate: ${other//$'\n'/ }"
 }
 
-# Configures a build for these options and otherwise the lab's, by a command that
-# calls make for that build.
-configure() { # TREE BUILD MAKE OPTION=VALUE...
-	local tree=$1 build=$2 make=$3
-	shift 3
-	mkdir -p "$build"
-	printf 'CONFIG_%s\n' "$@" >"$build/wanted.config"
-	"$make" tinyconfig
-	# shellcheck disable=SC2154 # $repo is set in lib.sh
-	(cd "$build" && "$tree/scripts/kconfig/merge_config.sh" -m -O "$build" .config \
-		"$repo/arch/x86/configs/kvm_topdown_lab.config" wanted.config)
-	"$make" olddefconfig
-}
-
-# An option that is wanted off is not mentioned, or as "is not set".
-took() { # BUILD OPTION=VALUE
-	case $2 in
-	*=n) ! grep -q "^CONFIG_${2%=n}=" "$1/.config" ;;
-	*) grep -qxF "CONFIG_$2" "$1/.config" ;;
-	esac
+# The lab's configuration, and these options.
+# shellcheck disable=SC2154 # $tree and $out are the gate's
+configure_gate() { # MAKE OPTION=VALUE...
+	mkdir -p "$out"
+	printf 'CONFIG_%s\n' "${@:2}" >"$out/wanted.config"
+	configure "$tree" "$out" "$1" "$repo/arch/x86/configs/kvm_topdown_lab.config" "$out/wanted.config"
 }
 
 # What the kernel exports, according to its source, and what was built here does.
