@@ -185,3 +185,11 @@ agree() {
 			exit worst > points || slots > percent || slots < -percent
 		}'
 }
+
+# The result of agree, of that name.
+compare() { # NAME RIGHT FOUND POINTS [PERCENT]
+	name=$1
+	shift
+	said=$(agree "$@")
+	result $? "$name" "$said"
+}
