@@ -143,45 +143,39 @@ agree() {
 			lines = lines " " $0
 			for (i = 1; i <= NF; i++) {
 				split($i, a, "=")
-				if (NR == 1)
-					right[a[1]] = a[2]
-				else
-					found[a[1]] = a[2]
+				of[NR > 1, a[1]] = a[2]
 			}
 		}
-		function sensible(of,   sum, i) {
+		function sensible(side,   sum, i) {
 			for (i = 1; i <= 4; i++) {
-				sum += of[metrics[i]]
-				if (n == 8 && of[metrics[i + 4]] > of[metrics[i]] + points / 2)
+				sum += of[side, metrics[i]]
+				if (n == 8 && of[side, metrics[i + 4]] > of[side, metrics[i]] + points / 2)
 					return 0
 			}
-			return sum > 100 - 2 * points && sum < 100 + 2 * points && (!("running" in of) || of["running"] == 100)
+			return sum > 100 - 2 * points && sum < 100 + 2 * points && (!((side, "running") in of) || of[side, "running"] == 100)
 		}
 		END {
 			split("retiring bad-spec fe-bound be-bound heavy-ops br-mispredict fetch-lat mem-bound", metrics, " ")
 			for (i = 1; i <= n; i++) {
 				m = metrics[i]
-				if (!(m in right) || !(m in found)) {
+				if (!((0, m) in of) || !((1, m) in of)) {
 					print m " is missing"
 					exit 1
 				}
-				d = found[m] - right[m]
+				d = of[1, m] - of[0, m]
 				d = d < 0 ? -d : d
 				if (d >= worst) {
 					worst = d
 					name = m
 				}
 			}
-			if (percent && !right["slots"] || !sensible(right) || !sensible(found)) {
+			if (percent && !of[0, "slots"] || !sensible(0) || !sensible(1)) {
 				print "makes no sense:", lines
 				exit 1
 			}
-			if (!percent) {
-				printf "%s differs by %.2f points, the others by less\n", name, worst
-				exit worst > points
-			}
-			slots = 100 * (found["slots"] / right["slots"] - 1)
-			printf "%s differs by %.2f points, the others by less; SLOTS by %.4f %%\n", name, worst, slots
+			slots = percent ? 100 * (of[1, "slots"] / of[0, "slots"] - 1) : 0
+			printf "%s differs by %.2f points, the others by less", name, worst
+			print percent ? sprintf("; SLOTS by %.4f %%", slots) : ""
 			exit worst > points || slots > percent || slots < -percent
 		}'
 }
