@@ -589,20 +589,8 @@ def side_by_side(demo, what):
             yield text + slots
 
 
-def demo_tables(logs):
-    """What make demo prints. Broken if nothing was measured."""
-    demo = Demo(logs)
-    version = defaultdict(lambda: '?', {what: text for (kind, side, what), text in demo.about.items()
-                                        if (kind, side) == ('version', 'series')})
-    qemu, perf = (re.sub(r'.*?([0-9.]+).*', r'\1', version[what]) for what in ('qemu', 'perf'))
-    yield (f"\nhost: Linux {version['kernel']}; guest: Linux {version['guest-kernel']} in QEMU {qemu}; "
-           f'perf {perf} in both')
-    yield f"guest: {version['guest-pmu']}"
-    yield '\nperf stat --topdown, user space and kernel, percent of slots'
-    yield from side_by_side(demo, 'topdown')
-    yield '\nperf stat -e {slots,topdown-...}:u, user space alone, percent of slots'
-    yield from side_by_side(demo, 'group')
-    yield '\nWhat a guest can do with and without the series, against the host\n'
+def without(demo):
+    """What a guest can do with and without the series."""
     yield f"{'general-purpose':>52} {'time':>10} {'level 1':>10} {'SLOTS':>10} {'branches':>10}"
     yield f"{'workload':>29}{'level':>6} {'counters wanted':>16} {'counted':>10}" + f" {'off by':>10}" * 3
     uncounted = False
@@ -624,6 +612,23 @@ def demo_tables(logs):
         yield 'uncounted: the emulated CPU has no events for these metrics, other than PERF_METRICS'
     if error := demo.error_without():
         yield f'\nperf stat --topdown in a guest without the series:\n  {error}'
+
+
+def demo_tables(logs):
+    """What make demo prints. Broken if nothing was measured."""
+    demo = Demo(logs)
+    version = defaultdict(lambda: '?', {what: text for (kind, side, what), text in demo.about.items()
+                                        if (kind, side) == ('version', 'series')})
+    qemu, perf = (re.sub(r'.*?([0-9.]+).*', r'\1', version[what]) for what in ('qemu', 'perf'))
+    yield (f"\nhost: Linux {version['kernel']}; guest: Linux {version['guest-kernel']} in QEMU {qemu}; "
+           f'perf {perf} in both')
+    yield f"guest: {version['guest-pmu']}"
+    yield '\nperf stat --topdown, user space and kernel, percent of slots'
+    yield from side_by_side(demo, 'topdown')
+    yield '\nperf stat -e {slots,topdown-...}:u, user space alone, percent of slots'
+    yield from side_by_side(demo, 'group')
+    yield '\nWhat a guest can do with and without the series, against the host\n'
+    yield from without(demo)
     yield '\nguest and host differ by ' + ', by '.join(
         f'{worst:.1f} {text}' for what, text in (('topdown', 'points at most with --topdown'),
                                                  ('group', 'in user space alone'))
@@ -718,22 +723,19 @@ def compare_costs(series, base):
 
 
 def costs_tables(logs):
-    """What checks/costs prints; writes exit-costs.tsv. Failed if something is dearer than it may be."""
+    """What checks/costs prints and writes to exit-costs.txt. Failed if something is dearer than it may be."""
     series, base = (Costs(logs, kernel) for kernel in ('series', 'base'))
-    Path(logs, 'exit-costs.tsv').write_text(''.join(
-        '\t'.join((kernel, *key, *map(str, cost))) + '\n'
-        for kernel, costs in (('series', series), ('base', base)) for key, cost in costs.exits.items()))
     dearer = list(compare_costs(series, base))
-    for command, cost in series.host.items():
-        yield (f'{command:34} {base.host[command]:8.3f} {cost:8.3f} WRMSRs per event '
-               'on a host without VMs, base and series')
-    yield ''
-    yield f"{'':22}" + ''.join(f'{n:>18}' for n in COSTS)
-    yield f"{'guest uses':15} {'exit':6}" + f"{'base':>11} {'series':>6}" * len(COSTS)
+    lines = [f'{command:34} {base.host[command]:8.3f} {cost:8.3f} WRMSRs per event '
+             'on a host without VMs, base and series' for command, cost in series.host.items()]
+    lines += ['', f"{'':22}" + ''.join(f'{n:>18}' for n in COSTS),
+              f"{'guest uses':15} {'exit':6}" + f"{'base':>11} {'series':>6}" * len(COSTS)]
     for (use, kind), here in series.exits.items():
         there = base.exits.get((use, kind), '-' * len(COSTS))
-        yield f'{use:15} {kind:6}' + ''.join(f'{b:>11} {s:>6}' for b, s in zip(there, here))
-    yield '*: beside perf stat -a -e slots:H on the host'
+        lines.append(f'{use:15} {kind:6}' + ''.join(f'{b:>11} {s:>6}' for b, s in zip(there, here)))
+    lines.append('*: beside perf stat -a -e slots:H on the host')
+    Path(logs, 'exit-costs.txt').write_text('\n'.join(lines) + '\n')
+    yield from lines
     if dearer:
         raise Failed('dearer than on the base: ' + '; '.join(dearer))
 
