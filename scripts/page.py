@@ -183,7 +183,7 @@ def newest(file):
 
 def main(output=CACHE / 'report.html'):
     """Writes the page."""
-    demo_logs = os.environ.get('DEMO') or newest('base.out')
+    demo_logs = os.environ.get('DEMO') or newest('demo.txt')
     logs = os.environ.get('GATES') or newest('gates.tap')
     if not demo_logs and not logs:
         raise Broken('there are no results: run make demo first, or make test')
