@@ -167,7 +167,7 @@ class Page:
                 values |= {'exits_source': source(self.logs, path), 'exits': pre([(self.logs / path).read_text()])}
         if self.cells:
             facts = {name.split()[1]: results.facts for name, results in self.cells.items() if results.facts}
-            values |= {'cells': pre(table(self.logs, *self.cells)),
+            values |= {'cells': pre(line.removeprefix('# ') for line in table(self.logs, *self.cells)),
                        'full': ' FULL=1' * (sum('all' in name.split() for name in self.cells) > 1),
                        'kernels': text(', '.join(sorted({fact.get('kernel', '?') for fact in facts.values()}))),
                        'models': text('; '.join(f"{cpu}: {facts[cpu].get('cpu', '?').partition(' x ')[2]}"
