@@ -152,14 +152,14 @@ int main(int argc, char *argv[])
 {
 	const struct sched_param first = { .sched_priority = 1 };
 	const char *alone = getenv("ALONE");
-	FILE *file;
+	FILE *file = NULL;
 	unsigned long millions = argc > 2 ? strtoul(argv[2], NULL, 0) : 20;
 
 	/* No other task of this machine takes turns with it then, and others may wait for it. */
 	if (alone) {
 		file = fopen(alone, "w");
 		if (!file || sched_setscheduler(0, SCHED_FIFO, &first) ||
-		    fputs("started\n", file) < 0 || fclose(file)) {
+		    fputs("started\n", file) < 0 || fflush(file)) {
 			perror("ALONE");
 			return 1;
 		}
@@ -170,6 +170,8 @@ int main(int argc, char *argv[])
 			for (unsigned int at = 0; at < sizeof(buffer); at += PAGE_SIZE)
 				((volatile char *)buffer)[at] = 1;
 			workloads[i].run(millions * 1000000);
+			if (alone)
+				fputs("ended\n", file);
 			return 0;
 		}
 	}

@@ -102,6 +102,19 @@ ask() {
 	answer "$1"
 }
 
+# Whether a workload runs that was told to say so: ALONE=/dev/ttyS0.
+runs() { # NAME
+	[ "$(grep -c '^started' "/tmp/$1.console")" -gt "$(grep -c '^ended' "/tmp/$1.console")" ]
+}
+wait_run() { # NAME
+	tries=0
+	until runs "$1"; do
+		tries=$((tries + 1))
+		[ $tries -lt 5000 ] || fail "no workload runs in $1: $(answer "$1")"
+		usleep 1000
+	done
+}
+
 # A command for QEMU. Its prompt and echo are not of interest, but have to be read.
 monitor() { # NAME COMMAND
 	echo "$2" 1<>"/tmp/$1-monitor.in"
