@@ -2860,7 +2860,12 @@ static void run_l2(bool launch)
 
 static void l2_hidden(void)
 {
-	guest_access_perf_metrics(true);
+	u64 ign;
+
+	wrmsr(MSR_SLOTS, 0);
+	GUEST_ASSERT_GP(rdmsr_safe(MSR_PERF_METRICS, &ign), true);
+	GUEST_ASSERT_GP(wrmsr_safe(MSR_PERF_METRICS, 0), true);
+	GUEST_ASSERT_GP(rdpmc_safe(INTEL_RDPMC_METRICS, &ign), true);
 	vmcall();
 }
 
