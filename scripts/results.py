@@ -82,7 +82,8 @@ class Test:
             return f'skipped, {self.reason}'
         parts, telling = [f'failed, {self.reason}'], False
         for line in self.output:
-            telling = telling or 'Test Assertion Failure' in line
+            # Up to what the harness says of it.
+            telling = 'Test Assertion Failure' in line or telling and not re.match(r' +(# +(FAIL|RUN) |(not )?ok )', line)
             if (telling or re.match(r' +not ok ', line)) and not re.search(r' pid=\d+ tid=|addr2line: not found', line):
                 parts.append(line.lstrip(' #'))
         return '; '.join(parts)

@@ -107,6 +107,9 @@ class ReadTest(unittest.TestCase):
         one, other = (results(brief('msrs_test', pid)).tests[4].said() for pid in (42, 4711))
         self.assertEqual(one, other)
         self.assertIn('Wanted 0x56789000', one)
+        lines = (ASSERTION.format(pid=42) + '#       FAIL  global.a\nnot ok 1 global.a\n#  RUN  global.b').split('\n')
+        test = results('\n'.join(['1..1', *('  ' + line for line in lines), 'not ok 1 c'])).tests[0]
+        self.assertTrue(test.said().endswith('got 0x123456789000; not ok 1 global.a'), test.said())
 
 
 class JudgeTest(LogsTest):
