@@ -51,7 +51,7 @@ unset MAKEFLAGS MFLAGS GNUMAKEFLAGS MAKELEVEL ARCH CROSS_COMPILE LLVM LLVM_IAS K
 unset CC CXX CFLAGS CXXFLAGS CPPFLAGS LDFLAGS HOSTCC HOSTCFLAGS SHELLCHECK_OPTS
 
 # What a gate or a cell sets for itself must not come from outside.
-for_boots='CPU CPUS TESTS EMULATOR KERNEL RESTLESS BOCHS_OWNERS BOCHS_COSTS KIT'
+for_boots=(CPU CPUS TESTS EMULATOR KERNEL RESTLESS BOCHS_OWNERS BOCHS_COSTS KIT)
 
 # git must not tidy up a repository of the user's behind our back, nor colour what is read.
 for setting in gc.auto=0 maintenance.auto=false color.ui=false; do
