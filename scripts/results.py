@@ -640,19 +640,20 @@ def demo_tables(logs):
 # --- What the gate costs counts ----------------------------------------------
 
 # What the guest of guest_exits_test uses, in turn. The base kernel has the first ones.
-USES = ['nothing *', 'nothing', 'counters', 'after counters', 'topdown', 'after topdown', 'topdown *']
-USES_ON_BASE = 4
+USES = ['nothing *', 'nothing', 'counters', 'reads', 'after counters', 'topdown', 'after topdown', 'topdown *']
+USES_ON_BASE = 5
 # Exit reasons, by number.
 REASONS = {'10': 'CPUID', '30': 'port'}
-VMCALL = '18'
+VMCALL, RDPMC = '18', '15'
 COSTS = ['instructions', 'WRMSRs', 'RDMSRs', 'RDPMCs']
 # What a use is held against on the base, and how much more of each it may cost: some instructions
-# while the guest uses no topdown, two RDPMCs while it does, nothing else. Perf's own share of
-# instructions depends on what it finds to do.
+# while the guest uses no topdown, more once it has executed RDPMC, two RDPMCs while it uses topdown,
+# nothing else. Perf's own share of instructions depends on what it finds to do.
 LIMITS = {
     'nothing': ('nothing', (20, 0, 0, 0)),
     'counters': ('counters', (20, 0, 0, 0)),
-    'after counters': ('after counters', (20, 0, 0, 0)),
+    'reads': ('reads', (60, 0, 0, 0)),
+    'after counters': ('after counters', (60, 0, 0, 0)),
     'nothing *': ('nothing *', (math.inf, 0, 0, 0)),
     'topdown': ('counters', (math.inf, 0, 0, 2)),
     'after topdown': ('after counters', (20, 0, 0, 0)),
@@ -664,13 +665,13 @@ PUTS = 10
 class Costs:
     """What exits and perf on the host cost on a kernel, as the emulated CPU has noted it.
 
-    exits has COSTS by (use, exit); host has WRMSRs for each event, by command. Broken if
-    the work wasn't done, or most exits of a kind are not alike.
+    exits has COSTS by (use, exit), reads how many RDPMCs exited; host has WRMSRs for each
+    event, by command. Broken if the work wasn't done, or most exits of a kind are not alike.
     """
 
     def __init__(self, logs, kernel):
         directory, uses = Path(logs) / kernel, USES[:USES_ON_BASE] if kernel == 'base' else USES
-        exits, marks, calls = defaultdict(list), [], 0
+        exits, marks, calls, self.reads = defaultdict(list), [], 0, 0
         for line in (directory / 'noted').read_text().splitlines():
             reason, *numbers = line.split()
             cost = tuple(map(int, numbers))
@@ -678,11 +679,16 @@ class Costs:
                 calls += 1
             elif reason == 'mark':
                 marks.append(cost)
+            elif reason == RDPMC:
+                self.reads += 1
             elif reason in REASONS and calls % 2 and calls // 2 < len(uses):
                 exits[uses[calls // 2], REASONS[reason]].append(cost)
         # Each use begins and ends with one.
         if calls != 2 * len(uses):
             raise Broken(f"not the guest's work: {calls} VMCALLs in {directory}/noted, not {2 * len(uses)}")
+        # On the base kernel each exits.
+        if kernel == 'base' and self.reads < len(exits['reads', 'port']):
+            raise Broken(f'the counter has not been read, {self.reads} RDPMCs exited')
         # What the last puts of a use cost. CPUID, which doesn't put, comes after them.
         late = exits['after topdown', 'port'] = exits['after topdown', 'port'][PUTS:]
         self.late_rdpmcs = max((cost[3] for cost in late), default=0)
@@ -715,6 +721,8 @@ def compare_costs(series, base):
     # Interrupts take no RDPMC, so this holds for every exit.
     if series.late_rdpmcs > base.exits['after counters', 'port'][3]:
         yield f'after topdown, port: {series.late_rdpmcs} RDPMCs still after {PUTS} vcpu_puts'
+    if series.reads > base.reads:
+        yield f'{series.reads} RDPMCs exited instead of {base.reads}'
     if series.host.keys() != base.host.keys():
         raise Broken('other commands were measured on the base kernel')
     for command, cost in series.host.items():
@@ -734,7 +742,8 @@ def costs_tables(logs):
     for (use, kind), here in series.exits.items():
         there = base.exits.get((use, kind), '-' * len(COSTS))
         lines.append(f'{use:15} {kind:6}' + ''.join(f'{b:>11} {s:>6}' for b, s in zip(there, here)))
-    lines.append('*: beside perf stat -a -e slots:H on the host')
+    lines += ['reads: a counter is read before each exit', '*: beside perf stat -a -e slots:H on the host',
+              f'RDPMCs that exited: {base.reads} on the base, {series.reads} with the series']
     Path(logs, 'exit-costs.txt').write_text('\n'.join(lines) + '\n')
     yield from lines
     if dearer:

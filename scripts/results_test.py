@@ -190,7 +190,7 @@ class JudgeTest(LogsTest):
 class CostsTest(LogsTest):
     """What exits cost."""
 
-    def costs(self, kernel, change=lambda use, n, cost: cost, wrmsrs=400):
+    def costs(self, kernel, change=lambda use, n, cost: cost, wrmsrs=400, reads=40):
         """Costs of a kernel on which all exits of a kind cost the same, unless changed."""
         noted = f'mark 1 1 1 1\nmark 9999 {wrmsrs} 5 6\n'
         for use in USES[:USES_ON_BASE] if kernel == 'base' else USES:
@@ -199,6 +199,7 @@ class CostsTest(LogsTest):
                 noted += '30 {} {} {} {}\n'.format(*change(use, n, (6000, 20, 4, 22)))
                 noted += '10 {} {} {} {}\n'.format(*change(use, PUTS, (2000, 18, 3, 22)))
             noted += '18 9 9 9 9\n'
+        noted += '15 7 7 7 7\n' * reads
         self.write(f'{kernel}/noted', noted)
         self.write(f'{kernel}/results.tap', '1..1\n# @ perf record -e slots: 100\nok 1 host_costs_test\n')
         return Costs(self.logs, kernel)
@@ -236,6 +237,12 @@ class CostsTest(LogsTest):
     def test_a_dearer_host(self):
         self.assertEqual(self.dearer(wrmsrs=401), [])
         self.assertIn('4.020 WRMSRs', self.dearer(wrmsrs=402)[0])
+
+    def test_more_reads_that_exit(self):
+        self.assertEqual(self.dearer(reads=39), [])
+        self.assertEqual(self.dearer(reads=41), ['41 RDPMCs exited instead of 40'])
+        with self.assertRaisesRegex(Broken, 'not been read'):
+            self.costs('base', reads=39)
 
     def test_exits_that_differ(self):
         with self.assertRaisesRegex(Broken, 'not alike'):

@@ -7,11 +7,13 @@
  * Usage: exits NUMBER USE...	of exits of each kind
  *   nothing	no counter is enabled
  *   counters	a fixed counter and a general-purpose one count
+ *   reads	they do, and one of them is read before each exit, by RDPMC
  *   topdown	SLOTS and all metrics count
  */
 #include <err.h>
 #include <fcntl.h>
 #include <linux/perf_event.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,28 +33,40 @@ static void vmcall(void)
 	asm volatile("vmcall" : "+a"(nr) : : "memory");
 }
 
-static void make_exits(void)
+static void read_event(int fd)
+{
+	uint64_t count;
+
+	if (read(fd, &count, sizeof(count)) != sizeof(count) || !count)
+		errx(1, "nothing was counted");
+}
+
+/* Reads an event before each, if there is one. */
+static void make_exits(int event)
 {
 	char byte;
 
 	vmcall();
 	for (unsigned long n = number; n; n--) {
+		if (event >= 0)
+			read_event(event);
 		if (pread(port, &byte, 1, 0x80) != 1)
 			err(1, "/dev/port");
 	}
 	for (unsigned long n = number; n; n--) {
 		unsigned long a = 0, c = 0;
 
+		if (event >= 0)
+			read_event(event);
 		asm volatile("cpuid" : "+a"(a), "+c"(c) : : "rbx", "rdx");
 	}
 	vmcall();
 }
 
 /* A group, of user space. */
-static void make_exits_with(int nr, const uint64_t *events)
+static void make_exits_with(int nr, const uint64_t *events, bool reads)
 {
 	int fds[16];
-	uint64_t count;
 
 	for (int i = 0; i < nr; i++) {
 		struct perf_event_attr attr = {
@@ -70,12 +84,11 @@ static void make_exits_with(int nr, const uint64_t *events)
 
 	if (ioctl(fds[0], PERF_EVENT_IOC_ENABLE, PERF_IOC_FLAG_GROUP))
 		err(1, "enable");
-	make_exits();
+	make_exits(reads ? fds[0] : -1);
 	if (ioctl(fds[0], PERF_EVENT_IOC_DISABLE, PERF_IOC_FLAG_GROUP))
 		err(1, "disable");
 
-	if (read(fds[0], &count, sizeof(count)) != sizeof(count) || !count)
-		errx(1, "nothing was counted");
+	read_event(fds[0]);
 }
 
 int main(int argc, char *argv[])
@@ -91,11 +104,13 @@ int main(int argc, char *argv[])
 	port = open("/dev/port", O_RDONLY);
 	for (int i = 2; i < argc; i++) {
 		if (!strcmp(argv[i], "nothing")) {
-			make_exits();
+			make_exits(-1);
 		} else if (!strcmp(argv[i], "counters")) {
-			make_exits_with(ARRAY_SIZE(counters), counters);
+			make_exits_with(ARRAY_SIZE(counters), counters, false);
+		} else if (!strcmp(argv[i], "reads")) {
+			make_exits_with(ARRAY_SIZE(counters), counters, true);
 		} else if (!strcmp(argv[i], "topdown")) {
-			make_exits_with(ARRAY_SIZE(topdown), topdown);
+			make_exits_with(ARRAY_SIZE(topdown), topdown, false);
 		} else {
 			errx(1, "%s: no use of that name", argv[i]);
 		}
