@@ -6,8 +6,8 @@
  *
  * Usage: exits NUMBER USE...	of exits of each kind
  *   nothing	no counter is enabled
- *   counters	a fixed counter and a general-purpose one count
- *   reads	they do, and one of them is read before each exit, by RDPMC
+ *   counters	a fixed counter and a general-purpose one count, and Linux reads one of
+ *		them before each exit, by RDPMC
  *   topdown	SLOTS and all metrics count
  */
 #include <err.h>
@@ -106,8 +106,6 @@ int main(int argc, char *argv[])
 		if (!strcmp(argv[i], "nothing")) {
 			make_exits(-1);
 		} else if (!strcmp(argv[i], "counters")) {
-			make_exits_with(ARRAY_SIZE(counters), counters, false);
-		} else if (!strcmp(argv[i], "reads")) {
 			make_exits_with(ARRAY_SIZE(counters), counters, true);
 		} else if (!strcmp(argv[i], "topdown")) {
 			make_exits_with(ARRAY_SIZE(topdown), topdown, false);
