@@ -94,9 +94,6 @@ static u64 empty_metrics[4];
 /* Whether these depend on what was there before, i.e. can't be compared. */
 static bool empty_metrics_vary[ARRAY_SIZE(empty_metrics)];
 
-/* Whether counts outlast SLOTS being '0', when no register shows them. */
-static bool has_hidden_counts;
-
 /* Whether RDPMC exits because of anything but PERF_METRICS. */
 static bool rdpmc_exits;
 
@@ -374,6 +371,19 @@ static void test_perf_metrics_is_hidden(struct kvm_vcpu *vcpu)
 /* A process that holds a VM with a mediated PMU. */
 static int to_holder, from_holder;
 
+static bool can_create_vcpu(void)
+{
+	struct kvm_vm *vm = vm_create(1);
+	int fd;
+
+	fd = __vm_ioctl(vm, KVM_CREATE_VCPU, (void *)0);
+	TEST_ASSERT(fd >= 0 || errno == EBUSY, KVM_IOCTL_ERROR(KVM_CREATE_VCPU, fd));
+	if (fd >= 0)
+		close(fd);
+	kvm_vm_free(vm);
+	return fd >= 0;
+}
+
 static void run_holder(int in, int out)
 {
 	struct kvm_vcpu *vcpu;
@@ -384,6 +394,9 @@ static void run_holder(int in, int out)
 	while (read(in, &hold, 1) == 1) {
 		if (vm)
 			kvm_vm_free(vm);
+		/* A monitor may have come in between, the harness limits the time. */
+		while (hold && !can_create_vcpu())
+			usleep(10000);
 		vm = hold ? vm_create_with_one_vcpu(&vcpu, NULL) : NULL;
 		if (write(out, &hold, 1) != 1)
 			break;
@@ -598,11 +611,12 @@ static void load_workload(void)
 		dependent_loads();
 }
 
-/* Counts from zero, and returns PERF_METRICS. */
-static u64 guest_count(void (*workload)(void), u64 fixed_ctr_ctrl, u64 global_ctrl)
+/* Count from @slots, and return PERF_METRICS, which shows nothing while SLOTS is '0'. */
+static u64 guest_count_from(u64 slots, void (*workload)(void), u64 fixed_ctr_ctrl,
+			    u64 global_ctrl)
 {
 	wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, 0);
-	write_topdown(0, 0);
+	write_topdown(slots, 0);
 
 	wrmsr(MSR_CORE_PERF_FIXED_CTR_CTRL, fixed_ctr_ctrl);
 	wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, global_ctrl);
@@ -610,6 +624,11 @@ static u64 guest_count(void (*workload)(void), u64 fixed_ctr_ctrl, u64 global_ct
 	wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, 0);
 
 	return rdmsr(MSR_PERF_METRICS);
+}
+
+static u64 guest_count(void (*workload)(void), u64 fixed_ctr_ctrl, u64 global_ctrl)
+{
+	return guest_count_from(0, workload, fixed_ctr_ctrl, global_ctrl);
 }
 
 static int level1_sum(u64 metrics)
@@ -686,10 +705,12 @@ static void guest_counting(void)
 	GUEST_ASSERT_EQ(rdmsr(MSR_SLOTS), 0);
 
 	/* FIXED_CTR_CTRL applies to both. */
-	GUEST_ASSERT_EMPTY(0, guest_count(branch_workload, 0, TOPDOWN_ENABLE));
-	GUEST_ASSERT_EQ(rdmsr(MSR_SLOTS), 0);
-	GUEST_ASSERT_EMPTY(0, guest_count(branch_workload, SLOTS_USR, TOPDOWN_ENABLE));
-	GUEST_ASSERT_EQ(rdmsr(MSR_SLOTS), 0);
+	GUEST_ASSERT_EMPTY(FEW_SLOTS, guest_count_from(FEW_SLOTS, branch_workload, 0,
+						       TOPDOWN_ENABLE));
+	GUEST_ASSERT_EQ(rdmsr(MSR_SLOTS), FEW_SLOTS);
+	GUEST_ASSERT_EMPTY(FEW_SLOTS, guest_count_from(FEW_SLOTS, branch_workload, SLOTS_USR,
+						       TOPDOWN_ENABLE));
+	GUEST_ASSERT_EQ(rdmsr(MSR_SLOTS), FEW_SLOTS);
 
 	GUEST_DONE();
 }
@@ -1274,7 +1295,7 @@ KVM_ONE_VCPU_TEST(perf_metrics, host_access, guest_host_access)
 static void guest_save_restore(bool counting)
 {
 	u64 enable = counting ? TOPDOWN_ENABLE : 0;
-	u64 metrics, slots;
+	u64 metrics, slots, before;
 
 	wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, 0);
 	write_topdown(SLOTS_A, METRICS_A);
@@ -1285,21 +1306,23 @@ static void guest_save_restore(bool counting)
 	/* In the new VM. */
 	GUEST_ASSERT_EQ(rdmsr(MSR_CORE_PERF_GLOBAL_CTRL), enable);
 	GUEST_ASSERT_EQ(rdmsr(MSR_CORE_PERF_FIXED_CTR_CTRL), SLOTS_OS);
-	if (!counting)
+	if (!counting) {
 		assert_topdown(SLOTS_A, METRICS_A);
+		wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, TOPDOWN_ENABLE);
+	}
 
 	/*
 	 * The workload is a drop in the bucket of SLOTS_A, i.e. counting goes on
 	 * from the restored state if and only if the metrics barely change.
 	 */
-	wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, TOPDOWN_ENABLE);
+	before = _rdpmc(RDPMC_SLOTS);
 	asm volatile("loop ." : "+c"((int){100}));
 	wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, 0);
 
 	slots = rdmsr(MSR_SLOTS);
 	metrics = rdmsr(MSR_PERF_METRICS);
-	__GUEST_ASSERT(slots > SLOTS_A && slots < SLOTS_A + SLOTS_A / 100,
-		       "SLOTS can't be 0x%lx", slots);
+	__GUEST_ASSERT(slots > before && slots < SLOTS_A + SLOTS_A / 100,
+		       "SLOTS can't be 0x%lx after 0x%lx", slots, before);
 	__GUEST_ASSERT_METRICS(metrics, METRICS_A & metrics_mask, counted_tolerance(1));
 	GUEST_DONE();
 }
@@ -1348,6 +1371,7 @@ TEST(save_restore)
 static void guest_three_fixed_counters(void)
 {
 	u64 ctrl = BIT_ULL(0) | GENMASK_ULL(34, 32);
+	u64 before = rdmsr(MSR_CORE_PERF_FIXED_CTR0);
 
 	/* Do as Linux does, which looks at nothing else. */
 	if (rdmsr(MSR_IA32_PERF_CAPABILITIES) & PMU_CAP_PERF_METRICS)
@@ -1357,7 +1381,7 @@ static void guest_three_fixed_counters(void)
 	GUEST_ASSERT_GP(wrmsr_safe(MSR_CORE_PERF_GLOBAL_CTRL, ctrl), false);
 	branch_workload();
 	wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, 0);
-	GUEST_ASSERT_NE(rdmsr(MSR_CORE_PERF_FIXED_CTR0), 0);
+	GUEST_ASSERT(rdmsr(MSR_CORE_PERF_FIXED_CTR0) > before + NR_LOOPS);
 	GUEST_DONE();
 }
 
@@ -1471,15 +1495,20 @@ static void assert_no_counts(u64 slots)
 }
 
 /* Assert that registers that were never written are zero, twice, as one may exit. */
-static void guest_rdpmc_reader(void)
+static void guest_read_by_rdpmc(void)
 {
 	int i;
 
+	for (i = 0; i < 2; i++) {
+		GUEST_ASSERT_EMPTY(0, _rdpmc(INTEL_RDPMC_METRICS));
+		GUEST_ASSERT_EQ(_rdpmc(RDPMC_SLOTS), 0);
+	}
+}
+
+static void guest_rdpmc_reader(void)
+{
 	for (;;) {
-		for (i = 0; i < 2; i++) {
-			GUEST_ASSERT_EMPTY(0, _rdpmc(INTEL_RDPMC_METRICS));
-			GUEST_ASSERT_EQ(_rdpmc(RDPMC_SLOTS), 0);
-		}
+		guest_read_by_rdpmc();
 		GUEST_SYNC(0);
 	}
 }
@@ -1599,7 +1628,7 @@ static const u64 spied_slots[] = { FEW_SLOTS, SLOTS_A, BIT_ULL(40) };
  * Verify vCPUs that take turns on a CPU don't get to see each other's values, nor
  * counts that no register shows at the moment, neither directly nor with a vCPU
  * without PERF_METRICS, or one that does nothing, in between.  Then do the same with
- * the vCPUs hopping from CPU to CPU.
+ * the vCPUs hopping to and fro between two CPUs.
  */
 TEST(context_switch)
 {
@@ -1608,10 +1637,7 @@ TEST(context_switch)
 	struct kvm_vm *vms[14];
 	cpu_set_t cpus[NR_CPU_SETS];
 	u64 slots = 0, last;
-	int i, j, k, cpu;
-
-	if (!has_hidden_counts)
-		ksft_print_msg("No count outlasts SLOTS being 0, there is nothing to spy on\n");
+	int i, j, k, cpu, other;
 
 	vms[0] = vm_create_with_one_vcpu(&a, guest_context_switch);
 	vms[1] = vm_create_with_one_vcpu(&b, guest_context_switch);
@@ -1633,6 +1659,10 @@ TEST(context_switch)
 
 	get_affinity(cpus);
 	cpu = pin_self_to_any_cpu();
+	other = cpu;
+	do {
+		other = (other + 1) % CPU_SETSIZE;
+	} while (!CPU_ISSET(other, cpus));
 
 	for (i = 0; i < NR_SWITCHES / 2; i++) {
 		/* First and last, i.e. come back to a CPU that nobody else used. */
@@ -1664,13 +1694,8 @@ TEST(context_switch)
 		}
 		run_vcpu_to_sync(moved);
 
-		if (i < NR_SWITCHES / 4)
-			continue;
-
-		do {
-			cpu = (cpu + 1) % CPU_SETSIZE;
-		} while (!CPU_ISSET(cpu, cpus));
-		pin_self_to_cpu(cpu);
+		if (i >= NR_SWITCHES / 4)
+			pin_self_to_cpu(i & 1 ? other : cpu);
 	}
 
 	for (i = 0; i < ARRAY_SIZE(vms); i++)
@@ -1875,24 +1900,31 @@ TEST(vcpus_at_once)
 /* perf's encoding of SLOTS and the metrics. */
 #define HOST_SLOTS		0x0400
 #define HOST_METRIC(i)		(0x8000 + (i) * 0x100)
+#define HOST_USER		ARCH_PERFMON_EVENTSEL_USR
 
 /*
- * Open an event that doesn't count guests, of this task or of a CPU, with
- * ARCH_PERFMON_EVENTSEL_USR in @config of user space alone.
+ * Open an event that doesn't count guests, of a task or of a CPU, with HOST_USER in
+ * @config of user space alone.
  */
-static int open_host_event(u64 config, int group_fd, bool disabled, int cpu)
+static int __open_host_event(u64 config, int group_fd, bool disabled, pid_t pid, int cpu)
 {
 	struct perf_event_attr attr = {
 		.type = PERF_TYPE_RAW,
 		.size = sizeof(attr),
-		.config = config & ~ARCH_PERFMON_EVENTSEL_USR,
-		.exclude_kernel = !!(config & ARCH_PERFMON_EVENTSEL_USR),
+		.config = config & ~HOST_USER,
+		.exclude_kernel = !!(config & HOST_USER),
 		.disabled = disabled,
 		.exclude_guest = 1,
 		.read_format = PERF_FORMAT_GROUP | PERF_FORMAT_TOTAL_TIME_RUNNING,
 	};
 
-	return syscall(__NR_perf_event_open, &attr, cpu < 0 ? 0 : -1, cpu, group_fd, 0);
+	return syscall(__NR_perf_event_open, &attr, pid, cpu, group_fd, 0);
+}
+
+/* The same, of this task if @cpu is -1. */
+static int open_host_event(u64 config, int group_fd, bool disabled, int cpu)
+{
+	return __open_host_event(config, group_fd, disabled, cpu < 0 ? 0 : -1, cpu);
 }
 
 #define NR_HOST_EVENTS		(1 + NR_LEVEL1_METRICS)
@@ -1948,12 +1980,12 @@ static void close_host_group(int fds[NR_HOST_EVENTS])
 }
 
 /*
- * Events of a CPU, unlike those of a task, take privileges that the user may lack.
- * There is but one counter, which somebody else on the host may use.
+ * Events of a CPU, or of the kernel, take privileges that the user may lack.  There
+ * is but one counter, which somebody else on the host may use.
  */
-static bool can_open_host_events(int cpu)
+static bool __can_open_host_events(u64 config, int cpu)
 {
-	int fd = open_host_event(HOST_SLOTS, -1, false, cpu);
+	int fd = open_host_event(config, -1, false, cpu);
 	struct host_group group = {};
 	bool runs;
 
@@ -1969,10 +2001,15 @@ static bool can_open_host_events(int cpu)
 	return runs;
 }
 
+static bool can_open_host_events(int cpu)
+{
+	return __can_open_host_events(HOST_SLOTS, cpu);
+}
+
 /* Whether somebody on the host uses the counter, as far as the user may know. */
 static bool host_counts_slots(void)
 {
-	bool busy = !can_open_host_events(-1) && errno == EBUSY;
+	bool busy = !__can_open_host_events(HOST_SLOTS | HOST_USER, -1) && errno == EBUSY;
 
 	/* A failed assertion with EACCES or EPERM would pass for a test that skips. */
 	errno = 0;
@@ -2002,7 +2039,7 @@ TEST(host_perf_events)
 	vcpu_args_set(vcpu, 2, SLOTS_A, METRICS_A);
 
 	/* Counts that are about to overflow must not do so in the host. */
-	vcpu_args_set(full, 2, GENMASK_ULL(47, 0), METRICS_RETIRING);
+	vcpu_args_set(full, 2, counter_mask(), METRICS_RETIRING);
 
 	for (i = 0; i < 2; i++) {
 		/* SLOTS alone counts towards an overflow, i.e. starts from 2^47. */
@@ -2161,21 +2198,20 @@ TEST(host_perf_events_while_running)
  */
 TEST(host_adds_metrics)
 {
-	/* Interrupts would take a different number of slots each time. */
-	const u64 user = ARCH_PERFMON_EVENTSEL_USR;
 	struct host_group before = {}, after = {}, alone = {};
 	int i, fds[3];
 
 	pin_self_to_any_cpu();
-	if (!can_open_host_events(-1))
+	if (!__can_open_host_events(HOST_SLOTS | HOST_USER, -1))
 		SKIP(return, "can't open host events: %s", strerror(errno));
 
-	fds[0] = open_host_event(HOST_SLOTS | user, -1, false, -1);
+	/* Interrupts would take a different number of slots each time. */
+	fds[0] = open_host_event(HOST_SLOTS | HOST_USER, -1, false, -1);
 	branch_workload();
 	TEST_ASSERT_EQ(ioctl(fds[0], PERF_EVENT_IOC_DISABLE, 0), 0);
 	TEST_ASSERT(read(fds[0], &alone, sizeof(alone)) > 0, "Reading the host's SLOTS failed");
 
-	fds[1] = open_host_event(HOST_METRIC(RETIRING) | user, fds[0], true, -1);
+	fds[1] = open_host_event(HOST_METRIC(RETIRING) | HOST_USER, fds[0], true, -1);
 	TEST_ASSERT(fds[1] >= 0, "Opening the host's metric failed");
 	TEST_ASSERT(read(fds[0], &before, sizeof(before)) > 0, "Reading the host's SLOTS failed");
 	TEST_ASSERT_EQ(before.slots, alone.slots);
@@ -2196,7 +2232,7 @@ TEST(host_adds_metrics)
 	 */
 	for (i = 0; i < 8; i++)
 		branch_workload();
-	fds[2] = open_host_event(HOST_METRIC(BAD_SPECULATION) | user, fds[0], false, -1);
+	fds[2] = open_host_event(HOST_METRIC(BAD_SPECULATION) | HOST_USER, fds[0], false, -1);
 	TEST_ASSERT(fds[2] >= 0, "Opening the host's second metric failed");
 	branch_workload();
 	before = after;
@@ -2232,13 +2268,6 @@ static void wait_for_sleep(pid_t pid)
  */
 TEST(host_tasks)
 {
-	struct perf_event_attr attr = {
-		.type = PERF_TYPE_RAW,
-		.size = sizeof(attr),
-		.exclude_guest = 1,
-		.exclude_kernel = 1,
-		.read_format = PERF_FORMAT_GROUP | PERF_FORMAT_TOTAL_TIME_RUNNING,
-	};
 	int i, fds[2], own[NR_HOST_EVENTS];
 	struct host_group group = {};
 	pid_t pid;
@@ -2254,10 +2283,9 @@ TEST(host_tasks)
 			exit(pause());
 
 		wait_for_sleep(pid);
-		attr.config = HOST_SLOTS;
-		fds[0] = syscall(__NR_perf_event_open, &attr, pid, -1, -1, 0);
-		attr.config = HOST_METRIC(RETIRING);
-		fds[1] = syscall(__NR_perf_event_open, &attr, pid, -1, fds[0], 0);
+		fds[0] = __open_host_event(HOST_SLOTS | HOST_USER, -1, false, pid, -1);
+		fds[1] = __open_host_event(HOST_METRIC(RETIRING) | HOST_USER, fds[0],
+					   false, pid, -1);
 		TEST_ASSERT(fds[0] >= 0 && fds[1] >= 0, "Opening events of a task failed");
 
 		/* Neither gets the task to user space. */
@@ -2276,6 +2304,9 @@ TEST(host_tasks)
 		close(fds[0]);
 	}
 }
+
+/* Have the task read PERF_METRICS over SLOTS of its own, which start from 2^47. */
+#define OVER_OWN_SLOTS		0xff
 
 /*
  * Answer each byte that arrives with the values of SLOTS and PERF_METRICS.  Read them
@@ -2308,7 +2339,15 @@ static void read_by_rdpmc(int in, int out)
 		do {
 			vals[0] = _rdpmc(RDPMC_SLOTS);
 			vals[1] = _rdpmc(INTEL_RDPMC_METRICS);
-		} while (!vals[0] && metrics_are_empty(0, vals[1]) && now_ms() < end);
+		} while (byte != OVER_OWN_SLOTS && !vals[0] &&
+			 metrics_are_empty(0, vals[1]) && now_ms() < end);
+		if (byte == OVER_OWN_SLOTS) {
+			slots = open_host_event(HOST_SLOTS, -1, false, -1);
+			if (slots < 0 || ioctl(slots, PERF_EVENT_IOC_DISABLE, 0))
+				exit(KSFT_FAIL);
+			vals[1] = _rdpmc(INTEL_RDPMC_METRICS);
+			close(slots);
+		}
 		if (write(out, vals, sizeof(vals)) != sizeof(vals))
 			exit(KSFT_FAIL);
 	}
@@ -2355,7 +2394,8 @@ static void assert_rdpmc_is_empty(struct rdpmc_reader *reader, u8 ms)
 	TEST_ASSERT_EQ(write(reader->to, &ms, 1), 1);
 	TEST_ASSERT_EQ(read(reader->from, vals, sizeof(vals)), sizeof(vals));
 	TEST_ASSERT_EQ(vals[0], 0);
-	TEST_ASSERT(metrics_are_empty(0, vals[1]), "PERF_METRICS is 0x%lx", vals[1]);
+	TEST_ASSERT(metrics_are_empty(ms == OVER_OWN_SLOTS, vals[1]),
+		    "PERF_METRICS is 0x%lx", vals[1]);
 }
 
 static void stop_rdpmc_reader(struct rdpmc_reader *reader)
@@ -2375,7 +2415,8 @@ static void stop_rdpmc_reader(struct rdpmc_reader *reader)
 
 /*
  * Verify another task on the host that may use RDPMC doesn't get to see what a guest
- * or the host left in hardware.
+ * or the host left in hardware, not even if it counts SLOTS of its own, and there were
+ * counts that no register showed.
  */
 TEST(host_rdpmc)
 {
@@ -2394,7 +2435,7 @@ TEST(host_rdpmc)
 	end = now_ms() + MAX_TURNS_MS;
 	vms[0] = vm_create_with_one_vcpu(&vcpus[0], guest_moved);
 	vms[1] = vm_create_with_one_vcpu(&vcpus[1], guest_hidden_counts);
-	vcpu_args_set(vcpus[1], 2, SLOTS_A, NO_EXIT);
+	vcpu_args_set(vcpus[1], 2, BIT_ULL(46), NO_EXIT);
 
 	for (i = 0; i < NR_TURNS && now_ms() < end; i++) {
 		if (i % 50) {
@@ -2404,7 +2445,8 @@ TEST(host_rdpmc)
 			branch_workload();
 			close_host_group(fds);
 		}
-		assert_rdpmc_is_empty(&reader, 0);
+		/* Not always, the next switch to the task would clear more. */
+		assert_rdpmc_is_empty(&reader, i % 6 == 3 ? OVER_OWN_SLOTS : 0);
 	}
 
 	if (i < NR_TURNS)
@@ -2546,26 +2588,32 @@ TEST(reset_and_init)
 	kvm_vm_free(vm);
 }
 
+/* Count as FIXED_CTR_CTRL and the filter allow, return by how much SLOTS has grown. */
+static u64 guest_count_filtered(u64 slots)
+{
+	write_topdown(slots, 0);
+	wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, TOPDOWN_ENABLE);
+	branch_workload();
+	wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, 0);
+	return rdmsr(MSR_SLOTS) - slots;
+}
+
 /* Sync whether SLOTS, and with it PERF_METRICS, counts. */
 static void guest_event_filter(void)
 {
-	u64 slots, metrics;
-
 	wrmsr(MSR_CORE_PERF_FIXED_CTR_CTRL, SLOTS_OS);
 
 	for (;;) {
-		write_topdown(0, 0);
-		wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, TOPDOWN_ENABLE);
-		branch_workload();
-		wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, 0);
-		slots = rdmsr(MSR_SLOTS);
-		metrics = rdmsr(MSR_PERF_METRICS);
+		if (guest_count_filtered(0)) {
+			guest_assert_plausible_metrics(rdmsr(MSR_PERF_METRICS));
+			GUEST_SYNC(true);
+			continue;
+		}
 
-		if (slots)
-			guest_assert_plausible_metrics(metrics);
-		else
-			GUEST_ASSERT_EMPTY(0, metrics);
-		GUEST_SYNC(!!slots);
+		/* Only a value of SLOTS above '0' shows what else has counted. */
+		GUEST_ASSERT_EQ(guest_count_filtered(FEW_SLOTS), 0);
+		GUEST_ASSERT_EMPTY(FEW_SLOTS, rdmsr(MSR_PERF_METRICS));
+		GUEST_SYNC(false);
 	}
 }
 
@@ -2594,6 +2642,42 @@ KVM_ONE_VCPU_TEST(perf_metrics, event_filter, guest_event_filter)
 	filter.action = KVM_PMU_EVENT_ALLOW;
 	vm_ioctl(vcpu->vm, KVM_SET_PMU_EVENT_FILTER, &filter);
 	TEST_ASSERT_EQ(run_vcpu_to_sync(vcpu), false);
+}
+
+static void guest_count_until_filtered(void)
+{
+	u64 slots;
+
+	wrmsr(MSR_CORE_PERF_FIXED_CTR_CTRL, SLOTS_OS);
+	wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, TOPDOWN_ENABLE);
+	do {
+		slots = rdmsr(MSR_SLOTS);
+		branch_workload();
+	} while (rdmsr(MSR_SLOTS) != slots);
+	GUEST_DONE();
+}
+
+static void *run_vcpu_to_end(void *vcpu)
+{
+	run_vcpu_to_done(vcpu);
+	return NULL;
+}
+
+/* Verify a filter takes effect on a vCPU that runs, and doesn't exit for other reasons. */
+KVM_ONE_VCPU_TEST(perf_metrics, event_filter_while_running, guest_count_until_filtered)
+{
+	struct kvm_pmu_event_filter filter = {
+		.action = KVM_PMU_EVENT_DENY,
+		.fixed_counter_bitmap = BIT(SLOTS_IDX),
+	};
+	pthread_t thread;
+
+	TEST_ASSERT(!pthread_create(&thread, NULL, run_vcpu_to_end, vcpu),
+		    "pthread_create() failed");
+	/* Let it count first. */
+	usleep(10000);
+	vm_ioctl(vcpu->vm, KVM_SET_PMU_EVENT_FILTER, &filter);
+	pthread_join(thread, NULL);
 }
 
 static void guest_assert_vector(u8 vector, bool expect_gp, const char *insn, u32 msr, u64 val)
@@ -2744,6 +2828,25 @@ KVM_ONE_VCPU_TEST(perf_metrics, random_accesses, guest_random_accesses)
 	}
 }
 
+/* Prepare to run L2 with MSR bitmaps, and other execution controls. */
+static void l1_prepare(struct vmx_pages *vmx, void *l2_code, u32 controls)
+{
+	GUEST_ASSERT(prepare_for_vmx_operation(vmx));
+	GUEST_ASSERT(load_vmcs(vmx));
+	prepare_vmcs(vmx, l2_code);
+	vmwrite(CPU_BASED_VM_EXEC_CONTROL, vmreadz(CPU_BASED_VM_EXEC_CONTROL) |
+		CPU_BASED_USE_MSR_BITMAPS | controls);
+}
+
+/* Launch L2, or resume it behind the instruction that it exited on. */
+static void run_l2(bool launch, u32 exit_reason)
+{
+	if (!launch)
+		vmwrite(GUEST_RIP, vmreadz(GUEST_RIP) + vmreadz(VM_EXIT_INSTRUCTION_LEN));
+	GUEST_ASSERT(!(launch ? vmlaunch() : vmresume()));
+	GUEST_ASSERT_EQ(vmreadz(VM_EXIT_REASON), exit_reason);
+}
+
 static void l2_guest_code(void)
 {
 	int i;
@@ -2773,27 +2876,16 @@ static void l2_guest_code(void)
 static void l1_guest_code(struct vmx_pages *vmx, struct vmx_msr_entry *msrs, u64 msrs_gpa)
 {
 	void *read_bitmap = vmx->msr, *write_bitmap = vmx->msr + 0x800;
-	int i;
 
-	GUEST_ASSERT(prepare_for_vmx_operation(vmx));
-	GUEST_ASSERT(load_vmcs(vmx));
-	prepare_vmcs(vmx, l2_guest_code);
-	vmwrite(CPU_BASED_VM_EXEC_CONTROL,
-		vmreadz(CPU_BASED_VM_EXEC_CONTROL) | CPU_BASED_USE_MSR_BITMAPS);
-
+	l1_prepare(vmx, l2_guest_code, 0);
 	write_topdown(SLOTS_A, METRICS_A);
-	GUEST_ASSERT(!vmlaunch());
-	GUEST_ASSERT_EQ(vmreadz(VM_EXIT_REASON), EXIT_REASON_VMCALL);
+	run_l2(true, EXIT_REASON_VMCALL);
 	assert_topdown(SLOTS_B, METRICS_B);
 
 	__set_bit(MSR_PERF_METRICS, read_bitmap);
 	__set_bit(MSR_PERF_METRICS, write_bitmap);
-	for (i = 0; i < 2; i++) {
-		vmwrite(GUEST_RIP, vmreadz(GUEST_RIP) + vmreadz(VM_EXIT_INSTRUCTION_LEN));
-		GUEST_ASSERT(!vmresume());
-		GUEST_ASSERT_EQ(vmreadz(VM_EXIT_REASON),
-				i ? EXIT_REASON_MSR_WRITE : EXIT_REASON_MSR_READ);
-	}
+	run_l2(false, EXIT_REASON_MSR_READ);
+	run_l2(false, EXIT_REASON_MSR_WRITE);
 	assert_topdown(SLOTS_B, METRICS_B);
 
 	/* Load one value upon VM-Entry, store and load another upon VM-Exit. */
@@ -2806,9 +2898,7 @@ static void l1_guest_code(struct vmx_pages *vmx, struct vmx_msr_entry *msrs, u64
 	vmwrite(VM_EXIT_MSR_STORE_COUNT, 1);
 	vmwrite(VM_EXIT_MSR_LOAD_ADDR, msrs_gpa + 2 * sizeof(*msrs));
 	vmwrite(VM_EXIT_MSR_LOAD_COUNT, 1);
-	vmwrite(GUEST_RIP, vmreadz(GUEST_RIP) + vmreadz(VM_EXIT_INSTRUCTION_LEN));
-	GUEST_ASSERT(!vmresume());
-	GUEST_ASSERT_EQ(vmreadz(VM_EXIT_REASON), EXIT_REASON_VMCALL);
+	run_l2(false, EXIT_REASON_VMCALL);
 	GUEST_ASSERT_METRICS(msrs[1].value, METRICS_A & metrics_mask);
 	assert_topdown(SLOTS_B, METRICS_B);
 	GUEST_DONE();
@@ -2850,14 +2940,6 @@ TEST(nested)
 	kvm_vm_free(vm);
 }
 
-static void run_l2(bool launch)
-{
-	if (!launch)
-		vmwrite(GUEST_RIP, vmreadz(GUEST_RIP) + vmreadz(VM_EXIT_INSTRUCTION_LEN));
-	GUEST_ASSERT(!(launch ? vmlaunch() : vmresume()));
-	GUEST_ASSERT_EQ(vmreadz(VM_EXIT_REASON), EXIT_REASON_VMCALL);
-}
-
 static void l2_hidden(void)
 {
 	u64 ign;
@@ -2871,12 +2953,8 @@ static void l2_hidden(void)
 
 static void l1_hidden(struct vmx_pages *vmx)
 {
-	GUEST_ASSERT(prepare_for_vmx_operation(vmx));
-	GUEST_ASSERT(load_vmcs(vmx));
-	prepare_vmcs(vmx, l2_hidden);
-	vmwrite(CPU_BASED_VM_EXEC_CONTROL,
-		vmreadz(CPU_BASED_VM_EXEC_CONTROL) | CPU_BASED_USE_MSR_BITMAPS);
-	run_l2(true);
+	l1_prepare(vmx, l2_hidden, 0);
+	run_l2(true, EXIT_REASON_VMCALL);
 	GUEST_DONE();
 }
 
@@ -2938,17 +3016,13 @@ static void l2_counting(void)
 
 static void l1_counting(struct vmx_pages *vmx, struct vmx_msr_entry *msrs, u64 msrs_gpa)
 {
-	GUEST_ASSERT(prepare_for_vmx_operation(vmx));
-	GUEST_ASSERT(load_vmcs(vmx));
-	prepare_vmcs(vmx, l2_counting);
-	vmwrite(CPU_BASED_VM_EXEC_CONTROL,
-		vmreadz(CPU_BASED_VM_EXEC_CONTROL) | CPU_BASED_USE_MSR_BITMAPS);
+	l1_prepare(vmx, l2_counting, 0);
 
 	wrmsr(MSR_CORE_PERF_FIXED_CTR_CTRL, SLOTS_OS);
 	wrmsr(MSR_CORE_PERF_GLOBAL_CTRL, TOPDOWN_ENABLE);
 	assert_counting(TOPDOWN_ENABLE);
 
-	run_l2(true);
+	run_l2(true, EXIT_REASON_VMCALL);
 	assert_counting(SLOTS_ENABLE);
 
 	/* The field is legal iff the vCPU has PERF_METRICS, as is the MSR's bit. */
@@ -2958,7 +3032,7 @@ static void l1_counting(struct vmx_pages *vmx, struct vmx_msr_entry *msrs, u64 m
 	vmwrite(VM_EXIT_CONTROLS,
 		vmreadz(VM_EXIT_CONTROLS) | VM_EXIT_LOAD_IA32_PERF_GLOBAL_CTRL);
 	vmwrite(HOST_IA32_PERF_GLOBAL_CTRL, PERF_METRICS_BIT);
-	run_l2(false);
+	run_l2(false, EXIT_REASON_VMCALL);
 	assert_counting(PERF_METRICS_BIT);
 
 	vmwrite(VM_ENTRY_CONTROLS,
@@ -2970,8 +3044,19 @@ static void l1_counting(struct vmx_pages *vmx, struct vmx_msr_entry *msrs, u64 m
 	msrs[0] = (struct vmx_msr_entry) { MSR_CORE_PERF_GLOBAL_CTRL, 0, SLOTS_ENABLE };
 	vmwrite(VM_EXIT_MSR_LOAD_ADDR, msrs_gpa);
 	vmwrite(VM_EXIT_MSR_LOAD_COUNT, 1);
-	run_l2(false);
+	run_l2(false, EXIT_REASON_VMCALL);
 	assert_counting(SLOTS_ENABLE);
+	vmwrite(VM_EXIT_MSR_LOAD_COUNT, 0);
+
+	/* The control also applies to a VM-Entry that fails after its checks. */
+	vmwrite(VM_EXIT_CONTROLS,
+		vmreadz(VM_EXIT_CONTROLS) | VM_EXIT_LOAD_IA32_PERF_GLOBAL_CTRL);
+	vmwrite(HOST_IA32_PERF_GLOBAL_CTRL, TOPDOWN_ENABLE);
+	msrs[1] = (struct vmx_msr_entry) { MSR_GS_BASE };
+	vmwrite(VM_ENTRY_MSR_LOAD_ADDR, msrs_gpa + sizeof(*msrs));
+	vmwrite(VM_ENTRY_MSR_LOAD_COUNT, 1);
+	run_l2(false, EXIT_REASON_FAILED_VMENTRY | EXIT_REASON_MSR_LOAD_FAIL);
+	assert_counting(TOPDOWN_ENABLE);
 	GUEST_DONE();
 }
 
@@ -3023,14 +3108,8 @@ static void l2_rdpmc(void)
 
 static void l1_rdpmc(struct vmx_pages *vmx)
 {
-	GUEST_ASSERT(prepare_for_vmx_operation(vmx));
-	GUEST_ASSERT(load_vmcs(vmx));
-	prepare_vmcs(vmx, l2_rdpmc);
-	vmwrite(CPU_BASED_VM_EXEC_CONTROL, vmreadz(CPU_BASED_VM_EXEC_CONTROL) |
-		CPU_BASED_USE_MSR_BITMAPS | CPU_BASED_RDPMC_EXITING);
-
-	GUEST_ASSERT(!vmlaunch());
-	GUEST_ASSERT_EQ(vmreadz(VM_EXIT_REASON), EXIT_REASON_RDPMC);
+	l1_prepare(vmx, l2_rdpmc, CPU_BASED_RDPMC_EXITING);
+	run_l2(true, EXIT_REASON_RDPMC);
 	GUEST_ASSERT_EQ(rdmsr(MSR_SLOTS), SLOTS_A);
 	GUEST_DONE();
 }
@@ -3050,6 +3129,49 @@ TEST(nested_rdpmc)
 	kvm_vm_free(vm);
 }
 
+static void l2_rdpmc_reader(void)
+{
+	GUEST_SYNC(0);
+	guest_read_by_rdpmc();
+	vmcall();
+}
+
+static void l1_rdpmc_reader(struct vmx_pages *vmx)
+{
+	l1_prepare(vmx, l2_rdpmc_reader, 0);
+	guest_read_by_rdpmc();
+	run_l2(true, EXIT_REASON_VMCALL);
+	guest_read_by_rdpmc();
+	GUEST_DONE();
+}
+
+/*
+ * Verify neither L1 nor L2 gets to see somebody else's values if L1 did nothing but
+ * RDPMC, and somebody else used topdown while L2 was active.
+ */
+TEST(nested_rdpmc_reader)
+{
+	struct kvm_vcpu *vcpu, *other;
+	struct kvm_vm *vms[2];
+	int i;
+
+	if (!kvm_cpu_has(X86_FEATURE_VMX))
+		SKIP(return, "nested VMX isn't supported");
+
+	pin_self_to_any_cpu();
+
+	vms[0] = vm_create_with_l1(&vcpu, l1_rdpmc_reader);
+	vms[1] = vm_create_with_one_vcpu(&other, guest_context_switch);
+	vcpu_args_set(other, 2, SLOTS_A, METRICS_A);
+
+	run_vcpu_to_sync(vcpu);
+	run_vcpu_to_sync(other);
+	run_vcpu_to_done(vcpu);
+
+	for (i = 0; i < ARRAY_SIZE(vms); i++)
+		kvm_vm_free(vms[i]);
+}
+
 static void l2_end_of_use(void)
 {
 	int i;
@@ -3065,14 +3187,10 @@ static void l2_end_of_use(void)
 
 static void l1_end_of_use(struct vmx_pages *vmx)
 {
-	GUEST_ASSERT(prepare_for_vmx_operation(vmx));
-	GUEST_ASSERT(load_vmcs(vmx));
-	prepare_vmcs(vmx, l2_end_of_use);
-	vmwrite(CPU_BASED_VM_EXEC_CONTROL,
-		vmreadz(CPU_BASED_VM_EXEC_CONTROL) | CPU_BASED_USE_MSR_BITMAPS);
+	l1_prepare(vmx, l2_end_of_use, 0);
 
 	write_topdown(SLOTS_A, METRICS_A);
-	run_l2(true);
+	run_l2(true, EXIT_REASON_VMCALL);
 	assert_topdown(SLOTS_B, METRICS_B);
 	GUEST_DONE();
 }
@@ -3086,15 +3204,13 @@ static void l1_store_list(struct vmx_pages *vmx, struct vmx_msr_entry *msrs, u64
 {
 	int i;
 
-	GUEST_ASSERT(prepare_for_vmx_operation(vmx));
-	GUEST_ASSERT(load_vmcs(vmx));
-	prepare_vmcs(vmx, l2_nothing);
+	l1_prepare(vmx, l2_nothing, 0);
 
 	/* VM-Exit is what uses topdown first. */
 	msrs[0] = (struct vmx_msr_entry) { MSR_SLOTS };
 	vmwrite(VM_EXIT_MSR_STORE_ADDR, msrs_gpa);
 	vmwrite(VM_EXIT_MSR_STORE_COUNT, 1);
-	run_l2(true);
+	run_l2(true, EXIT_REASON_VMCALL);
 	GUEST_SYNC(0);
 
 	for (i = 0; !rdpmc_exits && i < NR_ACCESSES; i++)
@@ -3163,6 +3279,7 @@ TEST(skip_if_busy)
 		.type = PERF_TYPE_HARDWARE,
 		.size = sizeof(attr),
 		.config = PERF_COUNT_HW_CPU_CYCLES,
+		.exclude_kernel = 1,
 	};
 	char said[256] = {};
 	int status, out[2];
@@ -3176,7 +3293,7 @@ TEST(skip_if_busy)
 		if (syscall(__NR_perf_event_open, &attr, 0, -1, -1, 0) < 0)
 			exit(KSFT_XFAIL);
 		if (dup2(out[1], STDOUT_FILENO) >= 0)
-			execl("/proc/self/exe", program_invocation_name, NULL);
+			execl("/proc/self/exe", program_invocation_name, "-t", "enumeration", NULL);
 		exit(KSFT_FAIL);
 	}
 	/* What it says fits into the pipe. */
@@ -3430,12 +3547,6 @@ static void guest_probe(u64 slots, u64 metrics)
 		empty_metrics[i] = rdmsr(MSR_PERF_METRICS);
 	}
 
-	write_topdown(slots, METRICS_RETIRING);
-	wrmsr(MSR_SLOTS, 0);
-	wrmsr(MSR_SLOTS, slots);
-	has_hidden_counts = metrics_are_equal(rdmsr(MSR_PERF_METRICS),
-					      METRICS_RETIRING & metrics_mask);
-
 	for (i = 0; i <= 255; i++)
 		guest_measure_readback(slots, i | (u64)(255 - i) << 8);
 	guest_measure_readback(counter_mask(), METRICS_RETIRING);
@@ -3473,7 +3584,6 @@ static void probe_perf_metrics(void)
 		vcpu_args_set(vcpu, 2, i ? SLOTS_B : SLOTS_A, i ? METRICS_B : METRICS_A);
 		run_vcpu_to_done(vcpu);
 		sync_global_from_guest(vm, empty_metrics);
-		sync_global_from_guest(vm, has_hidden_counts);
 		sync_global_from_guest(vm, readback_error);
 		sync_global_from_guest(vm, sum_error);
 		kvm_vm_free(vm);
@@ -3500,19 +3610,6 @@ static void probe_perf_metrics(void)
 		      this_cpu_property(X86_PROPERTY_PMU_NR_FIXED_COUNTERS);
 	if (rdpmc_exits)
 		ksft_print_msg("Each RDPMC exits on this host, exits aren't counted for it\n");
-}
-
-static bool can_create_vcpu(void)
-{
-	struct kvm_vm *vm = vm_create(1);
-	int fd;
-
-	fd = __vm_ioctl(vm, KVM_CREATE_VCPU, (void *)0);
-	TEST_ASSERT(fd >= 0 || errno == EBUSY, KVM_IOCTL_ERROR(KVM_CREATE_VCPU, fd));
-	if (fd >= 0)
-		close(fd);
-	kvm_vm_free(vm);
-	return fd >= 0;
 }
 
 int main(int argc, char *argv[])
