@@ -188,6 +188,11 @@ SLOW_TESTS = '''access_tracking_perf_test aperfmperf_test apic_bus_clock_test co
     vmx_preemption_timer_test xapic_ipi_test xapic_state_test xapic_tpr_test'''.split()
 
 
+# What perf_metrics_test says when it leaves something out, or compares less exactly.
+LEFT_OUT = re.compile(r"^ .*# SKIP|wasn't tested|not compared|aren't counted|Only \d+ turns|"
+                      r'causes no PMI|off by up to (?!0, sums by 0 )')
+
+
 def readings_at_random(seed, there):
     """An answer to each question, by chance, but always the same for a seed."""
     chance, questions = random.Random(seed), {}
@@ -274,6 +279,11 @@ class Cell:
             if not re.fullmatch(wanted, results.facts.get(name, '')):
                 raise Broken(f'not the host that this cell is meant to be: no "{name}: {wanted}"')
 
+    def does(self, *readings):
+        """Whether the CPU follows one of these readings, be it as a part of another."""
+        parts = read_model()[1]
+        return any(part in readings for reading in self.readings for part in parts[reading])
+
     def check_restless(self, results):
         """Broken if the tasks beside the tests didn't wake up as often as they should."""
         for test in results.tests:
@@ -305,17 +315,20 @@ class Cell:
             if list(found) != [expected]:
                 how = '; '.join(f'{n} x {s}' for s, n in found.items()) or 'no result'
                 problems.append(f'{name}: expected {expected}, found {how}')
-        # Reasons for which parts of perf_metrics_test may be left out.
-        excuses = ["nested VMX isn't supported"] if 'no-nested' in self.words else []
-        excuses += [] if 'fep' in self.words else ['virtualization stays enabled']
+        # What perf_metrics_test may leave out, or be less exact in.
+        excuses = [text for text, fine in (
+            ("nested VMX isn't supported", 'no-nested' in self.words),
+            ('virtualization stays enabled', 'fep' not in self.words),
+            ('Only ', self.words & {'restless', 'debug'}),
+            ("PERF_GLOBAL_STATUS[48] wasn't tested", self.does('writes-lower')),
+            ('Metrics read back', self.does('writes-lower', 'sums-loose', 'reads-differ'))) if fine]
         for test in results.tests:
             if test.name != 'perf_metrics_test':
                 if self.amd or test.status != PASSED:
                     compared[test.name] = True
             else:
                 problems += [f'perf_metrics_test leaves something out: {line.strip()}' for line in test.output
-                             if not any(excuse in line for excuse in excuses) and re.search(
-                                 "^ .*(# SKIP|Can't (read the host's PERF_METRICS|use RDPMC in the host))", line)]
+                             if LEFT_OUT.search(line) and not any(excuse in line for excuse in excuses)]
             if test.status == FAILED and re.search(r'exit status (137|143)', test.reason):
                 problems.append(f'{test.name} hangs')
         return problems, list(compared)
@@ -664,8 +677,8 @@ PUTS = 10
 class Costs:
     """What exits and perf on the host cost on a kernel, as the emulated CPU has noted it.
 
-    exits has COSTS by (use, exit), reads how many RDPMCs exited; host has WRMSRs for each
-    event, by command. Broken if the work wasn't done, or most exits of a kind are not alike.
+    exits has COSTS by (use, exit), reads how many RDPMCs exited; host has COSTS for each
+    event, without instructions, by command. Broken if the work wasn't done, or most exits of a kind are not alike.
     """
 
     def __init__(self, logs, kernel):
@@ -700,14 +713,15 @@ class Costs:
                 if times <= 0.8 * len(seen):
                     raise Broken(f'exits by {kind} ({use}, {kernel}): {len(seen)} seen, but most are not alike')
                 self.exits[use, kind] = cost
-        # Of several runs of a command, the one with the fewest.
+        # Of several runs of a command, the fewest.
         self.host = {}
         output = '\n'.join(line for test in read_results(directory / 'results.tap').tests for line in test.output)
         commands = re.findall(r'^# @ (.*): ([1-9]\d*)$', output, re.M)
         if len(commands) != len(marks) // 2 or not commands:
             raise Broken(f"not the host's work: {len(commands)} commands, {len(marks) // 2} pairs of marks")
         for (command, events), cost in zip(commands, marks[1::2]):
-            self.host[command] = min(self.host.get(command, math.inf), cost[1] / int(events))
+            per_event = [number / int(events) for number in cost[1:]]
+            self.host[command] = tuple(map(min, per_event, self.host.get(command, per_event)))
 
 
 def compare_costs(series, base):
@@ -724,18 +738,21 @@ def compare_costs(series, base):
         yield f'{series.reads} RDPMCs exited instead of {base.reads}'
     if series.host.keys() != base.host.keys():
         raise Broken('other commands were measured on the base kernel')
-    for command, cost in series.host.items():
-        # The number of events isn't quite the same each time.
-        if cost > base.host[command] + 0.01:
-            yield f'{command}: {cost:.3f} WRMSRs per event instead of {base.host[command]:.3f}'
+    for command, costs in series.host.items():
+        for name, here, there in zip(COSTS[1:], costs, base.host[command]):
+            # The number of events isn't quite the same each time.
+            if here > there + 0.05:
+                yield f'{command}: {here:.3f} {name} per event instead of {there:.3f}'
 
 
 def costs_tables(logs):
     """What checks/costs prints and writes to exit-costs.txt. Failed if something is dearer than it may be."""
     series, base = (Costs(logs, kernel) for kernel in ('series', 'base'))
     dearer = list(compare_costs(series, base))
-    lines = [f'{command:34} {base.host[command]:8.3f} {cost:8.3f} WRMSRs per event '
-             'on a host without VMs, base and series' for command, cost in series.host.items()]
+    lines = [f"{'per event on a host without VMs':40}" + ''.join(f'{n:>18}' for n in COSTS[1:]),
+             f"{'':40}" + f"{'base':>11} {'series':>6}" * len(COSTS[1:])]
+    lines += [f'{command:40}' + ''.join(f'{b:11.3f} {s:6.3f}' for b, s in zip(base.host[command], costs))
+              for command, costs in series.host.items()]
     lines += ['', f"{'':22}" + ''.join(f'{n:>18}' for n in COSTS),
               f"{'guest uses':15} {'exit':6}" + f"{'base':>11} {'series':>6}" * len(COSTS)]
     for (use, kind), here in series.exits.items():
