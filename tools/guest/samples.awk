@@ -15,7 +15,8 @@ function end_sample(   off) {
 }
 
 {
-	sub(/:.*/, "", $2)
+	sub(/^cpu_core\//, "", $2)
+	sub(/[:\/].*/, "", $2)
 	sub(/^topdown-/, "", $2)
 	sum[$2] += $1
 }

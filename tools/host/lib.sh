@@ -52,7 +52,7 @@ kill_guest() { # NAME
 		tap_failed=1
 	}
 	wait "$(cat "/tmp/$1.pid")"
-	[ "${tap_failed:-0}" = 0 ] || tail -n 30 "/tmp/$1.qemu" "/tmp/$1.console" | sed 's/^/# /'
+	[ $tap_failed = 0 ] || tail -n 30 "/tmp/$1.qemu" "/tmp/$1.console" | sed 's/^/# /'
 	rm /tmp/"$1".* /tmp/"$1"-monitor.*
 }
 # The test fails if its kernel has something to complain of.
@@ -65,13 +65,24 @@ end_guest() { # NAME
 	kill_guest "$1"
 }
 
-# What a test leaves behind when it fails would disturb the next one.
-end_guests() {
+# However a test ends: it fails if something did, a result is missing, or a guest was not
+# ended, which would disturb the next test.
+planned=0 tap_number=0 tap_failed=0
+finish() {
+	status=$?
+	[ $status = 0 ] || tap_failed=1
 	for running in /tmp/*.pid; do
-		[ ! -e "$running" ] || kill_guest "$(basename "$running" .pid)"
+		[ -e "$running" ] || continue
+		tap_failed=1
+		kill_guest "$(basename "$running" .pid)"
 	done
+	[ $tap_number = $planned ] || {
+		echo "# $tap_number results of $planned"
+		tap_failed=1
+	}
+	exit $((status ? status : tap_failed))
 }
-trap end_guests EXIT
+trap finish EXIT
 trap 'exit 143' TERM
 
 # The guest's vCPU, a thread of QEMU.
@@ -115,6 +126,11 @@ wait_run() { # NAME
 	done
 }
 
+# A register of the host's first CPU, in hex.
+read_msr() { # NUMBER
+	dd if=/dev/cpu/0/msr bs=8 count=1 skip=$(($1)) iflag=skip_bytes 2>/dev/null | od -A n -t x8 | tr -d ' '
+}
+
 # A command for QEMU. Its prompt and echo are not of interest, but have to be read.
 monitor() { # NAME COMMAND
 	echo "$2" 1<>"/tmp/$1-monitor.in"
@@ -124,7 +140,7 @@ monitor() { # NAME COMMAND
 plan() {
 	echo 'TAP version 13'
 	echo "1..$1"
-	tap_number=0 tap_failed=0
+	planned=$1
 }
 result() { # STATUS NAME DETAIL
 	tap_number=$((tap_number + 1))
@@ -135,23 +151,17 @@ result() { # STATUS NAME DETAIL
 		tap_failed=1
 	fi
 }
-end() { exit "$tap_failed"; }
-
-# tolerance WORKLOAD POINTS: what to allow where a vCPU loses SLOTS some dozen times, to
-# another user of it or as it moves. Hardware takes PERF_METRICS back in units of 1/255 of
-# all that was counted, so up to half a unit is lost or gained each time, and a share that
-# has changed by less than that since the last time goes back to what it was. The error
-# grows with the number of such times: in a program with phases the later phases hardly
-# show once one turn has less than 1/510 of all slots so far.
-tolerance() { [ "$1" = phases ] && echo 5 || echo "$2"; }
 
 # agree RIGHT FOUND POINTS [PERCENT]: lines of measure. Both have to make sense: level
 # 1 adds up to 100 %, level 2 is part of it, and nothing was multiplexed. Says how much
 # they differ; true if no metric does by more than so many percentage points, and
 # SLOTS, unless they are of no interest, not by more than so many percent.
 agree() {
-	level_2=/sys/bus/event_source/devices/cpu/events/topdown-heavy-ops
-	printf '%s\n%s\n' "$1" "$2" | awk -v points="$3" -v percent="${4:-0}" -v n="$([ -e $level_2 ] && echo 8 || echo 4)" '
+	case $(./measure events) in
+	*heavy-ops*) number=8 ;;
+	*) number=4 ;;
+	esac
+	printf '%s\n%s\n' "$1" "$2" | awk -v points="$3" -v percent="${4:-0}" -v n=$number '
 		{
 			lines = lines " " $0
 			for (i = 1; i <= NF; i++) {
