@@ -191,8 +191,9 @@ struct pmu {
 	/* What readings other than the default need to know. */
 	uint8_t undefined;		/* writes until PERF_METRICS is defined */
 	bool metrics_counted;		/* since PERF_METRICS was written */
+	bool metrics_restored;		/* it was written as something else than 0 */
 	uint64_t metrics_seen;		/* latest value written or read */
-	unsigned int metrics_reads;
+	unsigned int metrics_reads;	/* since it was written, or has counted */
 
 	/* Whose state this is, enum pmu_maker and bitmaps of registers; see pmu_run(). */
 	uint32_t running;		/* PMU_HOST, or a guest */

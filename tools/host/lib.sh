@@ -155,13 +155,15 @@ result() { # STATUS NAME DETAIL
 # agree RIGHT FOUND POINTS [PERCENT]: lines of measure. Both have to make sense: level
 # 1 adds up to 100 %, level 2 is part of it, and nothing was multiplexed. Says how much
 # they differ; true if no metric does by more than so many percentage points, and
-# SLOTS, unless they are of no interest, not by more than so many percent.
+# SLOTS, unless they are of no interest, not by more than so many percent. A CPU that
+# rounds coarsely may be off by more, which the kernel's command line says.
 agree() {
 	case $(./measure events) in
 	*heavy-ops*) number=8 ;;
 	*) number=4 ;;
 	esac
-	printf '%s\n%s\n' "$1" "$2" | awk -v points="$3" -v percent="${4:-0}" -v n=$number '
+	printf '%s\n%s\n' "$1" "$2" | awk -v points="$3" -v loose="${loose:-0}" -v percent="${4:-0}" -v n=$number '
+		BEGIN { points += loose }
 		{
 			lines = lines " " $0
 			for (i = 1; i <= NF; i++) {
