@@ -771,9 +771,11 @@ def costs_tables(logs):
 def cpu(*words):
     """How Bochs emulates a kind of CPU, for bash."""
     cell = Cell(*words)
-    # By how many points what was counted may differ on two runs: 2 units, one way and the other.
-    loose = '1.6' if cell.does('sums-loose') else ''
-    yield (f"model={cell.cpu['bochs']} without={cell.cpu['without']} loose={loose} "
+    # What tests with perf have to know: by how many points two runs may differ more than on an
+    # exact CPU, 2 units one way and the other; and whether errors add up as perf reads again.
+    differ = cell.does('reads-differ')
+    parameters = 'loose=1.6 ' * (differ or cell.does('sums-loose')) + 'reads_differ=1' * differ
+    yield (f"model={cell.cpu['bochs']} without={cell.cpu['without']} parameters='{parameters}' "
            f"pmu={','.join([cell.cpu['pmu'], *cell.readings])}")
 
 
