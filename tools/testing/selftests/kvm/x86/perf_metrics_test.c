@@ -1519,10 +1519,10 @@ static void guest_reader(void)
 	int i;
 
 	for (;;) {
-		for (i = 0; i < 2; i++) {
+		for (i = 0; i < 2; i++)
 			GUEST_ASSERT_EQ(rdmsr(MSR_SLOTS), 0);
+		for (i = 0; i < 2; i++)
 			GUEST_ASSERT_EMPTY(0, rdmsr(MSR_PERF_METRICS));
-		}
 		assert_no_counts(0);
 		GUEST_SYNC(0);
 	}
