@@ -211,17 +211,19 @@ class Cell:
                 raise Broken(f"unknown {what} '{word}', there are: {' '.join(there)}")
 
         name, *readings = words[0].split(',') if words else ['']
-        there, self.readings = list(read_model()[1]), []
+        parts, self.readings = read_model()[1], []
         for row in CPUS.values():
             if None in row or None in row.values():
                 raise Broken(f"scripts/cpus: columns are separated by tabs, not as in '{row['name']}'")
         know(name, CPUS, 'CPU')
         for reading in readings:
             if re.fullmatch(r'random-\d+', reading):
-                self.readings += readings_at_random(reading, there)
+                self.readings += readings_at_random(reading, parts)
             else:
-                know(reading, there, 'reading')
+                know(reading, parts, 'reading')
                 self.readings.append(reading)
+        # What the CPU does, be it as a part of another reading.
+        self.does = {part for reading in self.readings for part in parts[reading]}
         for word in words[1:]:
             know(word, ['2-cpus', 'all', 'base', 'brief', 'debug', 'fep', 'no-apicv', 'no-ept', 'no-mediated',
                         'no-nested', 'restless', 'topdown'], 'word')
@@ -279,11 +281,6 @@ class Cell:
             if not re.fullmatch(wanted, results.facts.get(name, '')):
                 raise Broken(f'not the host that this cell is meant to be: no "{name}: {wanted}"')
 
-    def does(self, *readings):
-        """Whether the CPU follows one of these readings, be it as a part of another."""
-        parts = read_model()[1]
-        return any(part in readings for reading in self.readings for part in parts[reading])
-
     def check_restless(self, results):
         """Broken if the tasks beside the tests didn't wake up as often as they should."""
         for test in results.tests:
@@ -320,8 +317,8 @@ class Cell:
             ("nested VMX isn't supported", 'no-nested' in self.words),
             ('virtualization stays enabled', 'fep' not in self.words),
             ('Only ', self.words & {'restless', 'debug'}),
-            ("PERF_GLOBAL_STATUS[48] wasn't tested", self.does('writes-lower')),
-            ('Metrics read back', self.does('writes-lower', 'sums-loose', 'reads-differ'))) if fine]
+            ("PERF_GLOBAL_STATUS[48] wasn't tested", 'writes-lower' in self.does),
+            ('Metrics read back', self.does & {'writes-lower', 'sums-loose', 'reads-differ'})) if fine]
         for test in results.tests:
             if test.name != 'perf_metrics_test':
                 if self.amd or test.status != PASSED:
@@ -392,10 +389,10 @@ QUESTIONS = 14
 
 def judge_probe(cpu, results):
     """Problems of what the probe has said on such a CPU. Broken if it isn't JSON."""
-    kinds, parts = read_model()
+    kinds = read_model()[0]
     cell = Cell(cpu)
     metrics, bit15 = kinds.get(cell.cpu['bochs'] if cell.cpu['pmu'] == 'own' else cell.cpu['pmu'], (0, False))
-    chosen = {part for word in cell.readings for part in parts[word]}
+    chosen = set(cell.does)
     likely = {} if bit15 else {'H10': 'clear'}
     if metrics == 8:
         # There is nothing to ignore.
@@ -773,8 +770,8 @@ def cpu(*words):
     cell = Cell(*words)
     # What tests with perf have to know: by how many points two runs may differ more than on an
     # exact CPU, 2 units one way and the other; and whether errors add up as perf reads again.
-    differ = cell.does('reads-differ')
-    parameters = 'loose=1.6 ' * (differ or cell.does('sums-loose')) + 'reads_differ=1' * differ
+    differ = 'reads-differ' in cell.does
+    parameters = 'loose=1.6 ' * (differ or 'sums-loose' in cell.does) + 'reads_differ=1' * differ
     yield (f"model={cell.cpu['bochs']} without={cell.cpu['without']} parameters='{parameters}' "
            f"pmu={','.join([cell.cpu['pmu'], *cell.readings])}")
 
