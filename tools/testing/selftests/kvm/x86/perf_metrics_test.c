@@ -568,12 +568,12 @@ TEST(direct_reads)
  * Branches whose direction depends on the bits of a pseudo-random number, which
  * makes for mispredicted branches.  Use other numbers each time, as CPUs learn.
  */
-static void branch_workload(void)
+static void run_branches(int nr_loops)
 {
 	u64 x = rdtsc() | 1;
 	int i;
 
-	for (i = 0; i < NR_LOOPS; i++) {
+	for (i = 0; i < nr_loops; i++) {
 		x ^= x << 13;
 		x ^= x >> 7;
 		x ^= x << 17;
@@ -588,6 +588,11 @@ static void branch_workload(void)
 			     "nop\n\t"
 			     "3:" :: "r"(x) : "cc");
 	}
+}
+
+static void branch_workload(void)
+{
+	run_branches(NR_LOOPS);
 }
 
 /* Loads, each of which depends on the previous load, the first misses all caches. */
@@ -2227,14 +2232,15 @@ TEST(host_adds_metrics)
 		    after.slots - before.slots, alone.slots);
 
 	/*
-	 * A metric that comes when others have counted doesn't make them lose anything.
+	 * A metric that comes when others have counted doesn't make them lose what they
+	 * count from then until the task is switched, i.e. have one come often.
 	 * Another hyperthread may take half of the slots, now or when counting alone.
 	 */
-	for (i = 0; i < 8; i++) {
+	for (i = 0; i < 64; i++) {
 		fds[2] = open_host_event(HOST_METRIC(BAD_SPECULATION) | HOST_USER, fds[0],
 					 false, -1);
 		TEST_ASSERT(fds[2] >= 0, "Opening the host's second metric failed");
-		branch_workload();
+		run_branches(NR_LOOPS / 8);
 		close(fds[2]);
 	}
 	before = after;
