@@ -2245,9 +2245,16 @@ TEST(host_adds_metrics)
 	}
 	before = after;
 	TEST_ASSERT(read(fds[0], &after, sizeof(after)) > 0, "Reading the host's SLOTS failed");
-	TEST_ASSERT(after.slots - before.slots > alone.slots * 2,
+	TEST_ASSERT(after.slots - before.slots > alone.slots * 2 &&
+		    after.slots - before.slots < alone.slots * 32,
 		    "%lu slots in eight times as long as %lu", after.slots - before.slots,
 		    alone.slots);
+	TEST_ASSERT(after.metrics[RETIRING] > before.metrics[RETIRING] &&
+		    after.metrics[RETIRING] - before.metrics[RETIRING] <
+		    after.slots - before.slots,
+		    "%lu of %lu slots retired",
+		    after.metrics[RETIRING] - before.metrics[RETIRING],
+		    after.slots - before.slots);
 
 	close(fds[1]);
 	close(fds[0]);
