@@ -9,6 +9,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <unistd.h>
+#include <linux/hw_breakpoint.h>
 #include <linux/perf_event.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
@@ -2195,6 +2196,34 @@ TEST(host_perf_events_while_running)
 	WRITE_ONCE(stop_vcpus, true);
 	pthread_join(thread, NULL);
 	kvm_vm_free(vm);
+}
+
+/* Verify perf doesn't take an event of another PMU for SLOTS. */
+TEST(host_leader)
+{
+	struct perf_event_attr attr = {
+		.type = PERF_TYPE_BREAKPOINT,
+		.size = sizeof(attr),
+		.config = HOST_SLOTS,
+		.bp_type = HW_BREAKPOINT_W,
+		.bp_addr = (unsigned long)&stop_vcpus,
+		.bp_len = HW_BREAKPOINT_LEN_1,
+		.exclude_kernel = 1,
+	};
+	int fds[2];
+
+	if (!__can_open_host_events(HOST_SLOTS | HOST_USER, -1))
+		SKIP(return, "can't open host events: %s", strerror(errno));
+
+	fds[0] = syscall(__NR_perf_event_open, &attr, 0, -1, -1, 0);
+	if (fds[0] < 0)
+		SKIP(return, "can't open a breakpoint: %s", strerror(errno));
+
+	fds[1] = open_host_event(HOST_METRIC(RETIRING) | HOST_USER, fds[0], false, -1);
+	TEST_ASSERT(fds[1] < 0 && errno == EINVAL,
+		    "A metric of a group that a breakpoint leads: %d (%s)", fds[1],
+		    strerror(errno));
+	close(fds[0]);
 }
 
 /*
