@@ -2216,9 +2216,13 @@ TEST(host_leader)
 		SKIP(return, "can't open host events: %s", strerror(errno));
 
 	fds[0] = syscall(__NR_perf_event_open, &attr, 0, -1, -1, 0);
-	if (fds[0] < 0)
+	if (fds[0] < 0) {
+		TEST_ASSERT(errno == EACCES || errno == EPERM || errno == ENOSPC,
+			    "Opening a breakpoint failed");
 		SKIP(return, "can't open a breakpoint: %s", strerror(errno));
+	}
 
+	errno = 0;
 	fds[1] = open_host_event(HOST_METRIC(RETIRING) | HOST_USER, fds[0], false, -1);
 	TEST_ASSERT(fds[1] < 0 && errno == EINVAL,
 		    "A metric of a group that a breakpoint leads: %d (%s)", fds[1],
@@ -2262,14 +2266,16 @@ TEST(host_adds_metrics)
 
 	/*
 	 * A metric that comes when others have counted doesn't make them lose what they
-	 * count from then until the task is switched, i.e. have one come often.
-	 * Another hyperthread may take half of the slots, now or when counting alone.
+	 * count from then until the task is switched, i.e. have one come often, and
+	 * switch before it goes.  Another hyperthread may take half of the slots, now
+	 * or when counting alone.
 	 */
 	for (i = 0; i < 64; i++) {
 		fds[2] = open_host_event(HOST_METRIC(BAD_SPECULATION) | HOST_USER, fds[0],
 					 false, -1);
 		TEST_ASSERT(fds[2] >= 0, "Opening the host's second metric failed");
 		run_branches(NR_LOOPS / 8);
+		usleep(1000);
 		close(fds[2]);
 	}
 	before = after;
