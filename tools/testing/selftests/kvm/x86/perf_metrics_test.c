@@ -2230,69 +2230,99 @@ TEST(host_leader)
 	close(fds[0]);
 }
 
+static void read_host_group(int leader, struct host_group *group)
+{
+	*group = (struct host_group) {};
+	TEST_ASSERT(read(leader, group, sizeof(*group)) > 0, "Reading the host's SLOTS failed");
+}
+
 /*
- * Verify a group on the host that gets its metrics after SLOTS has already counted
- * starts both registers from zero, i.e. counts all slots from then on.
+ * Verify a group has counted about so many slots since it was read last, and some of
+ * them as retired.  Another hyperthread may take half of the slots, now or when what
+ * to expect was counted.
  */
+static void assert_host_counted(int leader, struct host_group *group, u64 expected)
+{
+	struct host_group before = *group;
+	u64 slots, retiring;
+
+	read_host_group(leader, group);
+	slots = group->slots - before.slots;
+	retiring = group->metrics[RETIRING] - before.metrics[RETIRING];
+
+	TEST_ASSERT(slots > expected / 4 && slots < expected * 4,
+		    "%lu slots instead of about %lu", slots, expected);
+	TEST_ASSERT(retiring && retiring < slots, "%lu of %lu slots retired", retiring, slots);
+}
+
+/*
+ * Verify a metric that comes when others have counted makes them neither lose nor
+ * repeat slots, be the task switched before it goes or not.  Have one come often, as
+ * each affects but one interval.
+ */
+static void assert_late_metrics(int leader, struct host_group *group, u64 alone, bool sleep)
+{
+	int i, fd;
+
+	for (i = 0; i < 64; i++) {
+		fd = open_host_event(HOST_METRIC(BAD_SPECULATION) | HOST_USER, leader,
+				     false, -1);
+		TEST_ASSERT(fd >= 0, "Opening the host's second metric failed");
+		run_branches(NR_LOOPS / 8);
+		if (sleep)
+			usleep(1000);
+		close(fd);
+	}
+	assert_host_counted(leader, group, 8 * alone);
+}
+
+/* Verify what a group on the host counts that gets its metrics after SLOTS has counted. */
 TEST(host_adds_metrics)
 {
-	struct host_group before = {}, after = {}, alone = {};
-	int i, fds[3];
+	struct host_group group;
+	int i, leader, retiring;
+	u64 alone;
 
 	pin_self_to_any_cpu();
 	if (!__can_open_host_events(HOST_SLOTS | HOST_USER, -1))
 		SKIP(return, "can't open host events: %s", strerror(errno));
 
 	/* Interrupts would take a different number of slots each time. */
-	fds[0] = open_host_event(HOST_SLOTS | HOST_USER, -1, false, -1);
+	leader = open_host_event(HOST_SLOTS | HOST_USER, -1, false, -1);
+	TEST_ASSERT(leader >= 0, "Opening the host's SLOTS failed");
 	branch_workload();
-	TEST_ASSERT_EQ(ioctl(fds[0], PERF_EVENT_IOC_DISABLE, 0), 0);
-	TEST_ASSERT(read(fds[0], &alone, sizeof(alone)) > 0, "Reading the host's SLOTS failed");
+	TEST_ASSERT_EQ(ioctl(leader, PERF_EVENT_IOC_DISABLE, 0), 0);
+	read_host_group(leader, &group);
+	alone = group.slots;
 
-	fds[1] = open_host_event(HOST_METRIC(RETIRING) | HOST_USER, fds[0], true, -1);
-	TEST_ASSERT(fds[1] >= 0, "Opening the host's metric failed");
-	TEST_ASSERT(read(fds[0], &before, sizeof(before)) > 0, "Reading the host's SLOTS failed");
-	TEST_ASSERT_EQ(before.slots, alone.slots);
+	retiring = open_host_event(HOST_METRIC(RETIRING) | HOST_USER, leader, true, -1);
+	TEST_ASSERT(retiring >= 0, "Opening the host's metric failed");
+	read_host_group(leader, &group);
+	TEST_ASSERT_EQ(group.slots, alone);
 
-	TEST_ASSERT_EQ(ioctl(fds[0], PERF_EVENT_IOC_ENABLE, PERF_IOC_FLAG_GROUP), 0);
+	/* Both registers start from zero, i.e. all slots from then on count. */
+	TEST_ASSERT_EQ(ioctl(leader, PERF_EVENT_IOC_ENABLE, PERF_IOC_FLAG_GROUP), 0);
 	branch_workload();
-	TEST_ASSERT(read(fds[0], &after, sizeof(after)) > 0, "Reading the host's SLOTS failed");
+	assert_host_counted(leader, &group, alone);
 
-	/* The same workload takes about as many slots as it did before. */
-	TEST_ASSERT(after.slots - before.slots > alone.slots / 4 &&
-		    after.slots - before.slots < alone.slots * 4,
-		    "%lu slots after opening a metric, %lu before",
-		    after.slots - before.slots, alone.slots);
+	assert_late_metrics(leader, &group, alone, false);
+	assert_late_metrics(leader, &group, alone, true);
+	close(retiring);
+	close(leader);
 
-	/*
-	 * A metric that comes when others have counted doesn't make them lose what they
-	 * count from then until the task is switched, i.e. have one come often, and
-	 * switch before it goes.  Another hyperthread may take half of the slots, now
-	 * or when counting alone.
-	 */
-	for (i = 0; i < 64; i++) {
-		fds[2] = open_host_event(HOST_METRIC(BAD_SPECULATION) | HOST_USER, fds[0],
-					 false, -1);
-		TEST_ASSERT(fds[2] >= 0, "Opening the host's second metric failed");
-		run_branches(NR_LOOPS / 8);
-		usleep(1000);
-		close(fds[2]);
-	}
-	before = after;
-	TEST_ASSERT(read(fds[0], &after, sizeof(after)) > 0, "Reading the host's SLOTS failed");
-	TEST_ASSERT(after.slots - before.slots > alone.slots * 2 &&
-		    after.slots - before.slots < alone.slots * 32,
-		    "%lu slots in eight times as long as %lu", after.slots - before.slots,
-		    alone.slots);
-	TEST_ASSERT(after.metrics[RETIRING] > before.metrics[RETIRING] &&
-		    after.metrics[RETIRING] - before.metrics[RETIRING] <
-		    after.slots - before.slots,
-		    "%lu of %lu slots retired",
-		    after.metrics[RETIRING] - before.metrics[RETIRING],
-		    after.slots - before.slots);
-
-	close(fds[1]);
-	close(fds[0]);
+	/* If the first metric comes while SLOTS counts, nothing counts again. */
+	leader = open_host_event(HOST_SLOTS | HOST_USER, -1, false, -1);
+	TEST_ASSERT(leader >= 0, "Opening the host's SLOTS failed");
+	for (i = 0; i < 16; i++)
+		branch_workload();
+	read_host_group(leader, &group);
+	branch_workload();
+	retiring = open_host_event(HOST_METRIC(RETIRING) | HOST_USER, leader, false, -1);
+	TEST_ASSERT(retiring >= 0, "Opening the host's metric failed");
+	branch_workload();
+	assert_host_counted(leader, &group, group.slots / 8);
+	close(retiring);
+	close(leader);
 }
 
 /* Wait for a task to sleep in the kernel. */
