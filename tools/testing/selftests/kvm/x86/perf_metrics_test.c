@@ -2026,16 +2026,21 @@ static void read_host_group(int leader, struct host_group *group)
 	TEST_ASSERT(read(leader, group, sizeof(*group)) > 0, "Reading the host's SLOTS failed");
 }
 
+/* Skip the test, from wherever it is. */
+static void skip_as_shared(void)
+{
+	ksft_print_msg("Somebody else on the host counts slots\n");
+	exit(KSFT_SKIP);
+}
+
 /*
  * Return whether a condition of what a group has counted is met, but skip the test if it
  * isn't because somebody else on the host has had the counter, as may happen at any time.
  */
 static bool met_unless_shared(const struct host_group *group, bool condition)
 {
-	if (!condition && group->time_running != group->time_enabled) {
-		ksft_print_msg("Somebody else on the host counts slots\n");
-		exit(KSFT_SKIP);
-	}
+	if (!condition && group->time_running != group->time_enabled)
+		skip_as_shared();
 	return condition;
 }
 
@@ -2053,6 +2058,7 @@ static void assert_host_group(int fd)
 	int i;
 
 	read_host_group(fd, &group);
+	TEST_ASSERT_EQ(group.nr, NR_HOST_EVENTS);
 	for (i = 0; i < NR_LEVEL1_METRICS; i++)
 		sum += group.metrics[i];
 	TEST_ASSERT(met_unless_shared(&group, group.slots && group.slots < BIT_ULL(44)),
@@ -2560,10 +2566,8 @@ static void assert_rdpmc_is_empty(struct rdpmc_reader *reader, u8 ms)
 
 	run_rdpmc_reader(reader, ms, vals);
 	/* What an event counts for all tasks isn't hidden from any. */
-	if (vals[0] && host_counts_slots()) {
-		ksft_print_msg("Somebody else on the host counts slots\n");
-		exit(KSFT_SKIP);
-	}
+	if (vals[0] && host_counts_slots())
+		skip_as_shared();
 	TEST_ASSERT_EQ(vals[0], 0);
 	/* The task's own slots have counted, if for next to nothing of 2^47. */
 	TEST_ASSERT(metrics_are_empty(ms == OVER_OWN_SLOTS, vals[1]) ||
