@@ -545,29 +545,46 @@ static void guest_direct_reads(int kind)
 {
 	int i;
 
-	for (i = 0; i < NR_ACCESSES; i++) {
-		if (!kind)
-			rdmsr(MSR_SLOTS);
-		else if (kind == 1)
-			rdmsr(MSR_PERF_METRICS);
-		else if (!rdpmc_exits)
-			_rdpmc(INTEL_RDPMC_FIXED);
+	for (;;) {
+		for (i = 0; i < NR_ACCESSES; i++) {
+			if (!kind)
+				rdmsr(MSR_SLOTS);
+			else if (kind == 1)
+				rdmsr(MSR_PERF_METRICS);
+			else if (!rdpmc_exits)
+				_rdpmc(INTEL_RDPMC_FIXED);
+		}
+		GUEST_SYNC(0);
 	}
-	GUEST_DONE();
 }
 
-/* Verify reads don't exit, of topdown nor of others, if the guest never writes. */
+/*
+ * Verify reads don't exit, of topdown nor of others, if the guest never writes, also
+ * after another vCPU has used topdown on the same CPU.
+ */
 TEST(direct_reads)
 {
-	struct kvm_vcpu *vcpu;
-	struct kvm_vm *vm;
+	struct kvm_vcpu *vcpu, *other;
+	struct kvm_vm *vm, *other_vm;
+	u64 nr_exits;
 	int i;
+
+	pin_self_to_any_cpu();
 
 	for (i = 0; i < 3; i++) {
 		vm = vm_create_with_one_vcpu(&vcpu, guest_direct_reads);
 		vcpu_args_set(vcpu, 1, i);
-		run_vcpu_to_done(vcpu);
+		other_vm = vm_create_with_one_vcpu(&other, guest_direct_access);
+
+		run_vcpu_to_sync(vcpu);
 		assert_few_exits(vcpu, 0);
+
+		run_vcpu_to_sync(other);
+		nr_exits = vcpu_get_stat(vcpu, exits);
+		run_vcpu_to_sync(vcpu);
+		assert_few_exits(vcpu, nr_exits);
+
+		kvm_vm_free(other_vm);
 		kvm_vm_free(vm);
 	}
 }
@@ -1814,6 +1831,12 @@ static void guest_end_of_use(void)
 	write_topdown(SLOTS_B, METRICS_B);
 	GUEST_SYNC(NR_SWITCHES + 1);
 	assert_topdown(SLOTS_B, METRICS_B);
+
+	/* Count after that, without executing RDPMC in between. */
+	for (i = 1; i <= NR_SWITCHES; i++)
+		GUEST_SYNC(NR_SWITCHES + 1 + i);
+	guest_count_from(SLOTS_B, branch_workload, SLOTS_OS, TOPDOWN_ENABLE);
+	GUEST_ASSERT(rdmsr(MSR_SLOTS) > SLOTS_B);
 	GUEST_DONE();
 }
 
@@ -1864,6 +1887,8 @@ TEST(end_of_use)
 		if (i % 4 == 3 || i > NR_SWITCHES)
 			run_vcpu_to_sync(spy);
 	}
+	for (i = 0; i < NR_SWITCHES; i++)
+		run_vcpu_to_sync(vcpu);
 	run_vcpu_to_done(vcpu);
 
 	for (i = 0; i < NR_SWITCHES; i++) {
