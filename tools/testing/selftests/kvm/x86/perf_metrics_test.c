@@ -541,18 +541,20 @@ KVM_ONE_VCPU_TEST(perf_metrics, direct_access, guest_direct_access)
 	assert_few_exits(vcpu, nr_exits);
 }
 
-static void guest_direct_reads(int kind)
+static void guest_direct_reads(int kinds)
 {
 	int i;
 
 	for (;;) {
 		for (i = 0; i < NR_ACCESSES; i++) {
-			if (!kind)
-				rdmsr(MSR_SLOTS);
-			else if (kind == 1)
-				rdmsr(MSR_PERF_METRICS);
-			else if (!rdpmc_exits)
+			if ((kinds & BIT(0)) && !rdpmc_exits)
 				_rdpmc(INTEL_RDPMC_FIXED);
+			if ((kinds & BIT(1)) && !rdpmc_exits)
+				_rdpmc(INTEL_RDPMC_METRICS);
+			if (kinds & BIT(2))
+				rdmsr(MSR_SLOTS);
+			if (kinds & BIT(3))
+				rdmsr(MSR_PERF_METRICS);
 		}
 		GUEST_SYNC(0);
 	}
@@ -564,6 +566,7 @@ static void guest_direct_reads(int kind)
  */
 TEST(direct_reads)
 {
+	const int kinds[] = { BIT(0), BIT(1), BIT(2), BIT(3), 0xf };
 	struct kvm_vcpu *vcpu, *other;
 	struct kvm_vm *vm, *other_vm;
 	u64 nr_exits;
@@ -571,9 +574,9 @@ TEST(direct_reads)
 
 	pin_self_to_any_cpu();
 
-	for (i = 0; i < 3; i++) {
+	for (i = 0; i < ARRAY_SIZE(kinds); i++) {
 		vm = vm_create_with_one_vcpu(&vcpu, guest_direct_reads);
-		vcpu_args_set(vcpu, 1, i);
+		vcpu_args_set(vcpu, 1, kinds[i]);
 		other_vm = vm_create_with_one_vcpu(&other, guest_direct_access);
 
 		run_vcpu_to_sync(vcpu);
@@ -1832,11 +1835,13 @@ static void guest_end_of_use(void)
 	GUEST_SYNC(NR_SWITCHES + 1);
 	assert_topdown(SLOTS_B, METRICS_B);
 
-	/* Count after that, without executing RDPMC in between. */
+	/* Use topdown after that without executing RDPMC in between.  A is more. */
 	for (i = 1; i <= NR_SWITCHES; i++)
 		GUEST_SYNC(NR_SWITCHES + 1 + i);
-	guest_count_from(SLOTS_B, branch_workload, SLOTS_OS, TOPDOWN_ENABLE);
-	GUEST_ASSERT(rdmsr(MSR_SLOTS) > SLOTS_B);
+	guest_count_from(SLOTS_A, branch_workload, SLOTS_OS, TOPDOWN_ENABLE);
+	GUEST_ASSERT(rdmsr(MSR_SLOTS) > SLOTS_A);
+	for (i = 0; i < NR_ACCESSES; i++)
+		rdmsr(MSR_SLOTS);
 	GUEST_DONE();
 }
 
@@ -1870,7 +1875,7 @@ TEST(end_of_use)
 	};
 	struct kvm_vcpu *vcpu, *spy, *rdpmc_reader, *counting;
 	struct kvm_vm *vms[4];
-	u64 slots = 0, last;
+	u64 slots = 0, last, nr_exits;
 	int i;
 
 	pin_self_to_any_cpu();
@@ -1889,7 +1894,9 @@ TEST(end_of_use)
 	}
 	for (i = 0; i < NR_SWITCHES; i++)
 		run_vcpu_to_sync(vcpu);
+	nr_exits = vcpu_get_stat(vcpu, exits);
 	run_vcpu_to_done(vcpu);
+	assert_few_exits(vcpu, nr_exits);
 
 	for (i = 0; i < NR_SWITCHES; i++) {
 		last = slots;
