@@ -149,13 +149,21 @@ needed_cpus() { # TEST...
 }
 guests_of() { echo "$cache/guests/$1${KERNEL:+-$KERNEL}"; } # KIND
 
-# Configures a build by fragments. The kernel has to take all of the last one, in which
-# CONFIG_X=n is the same as "is not set".
+# Configures a build by fragments on top of tinyconfig, if it isn't yet. The kernel has to
+# take all of the last one, in which CONFIG_X=n is the same as "is not set".
 configure() { # TREE BUILD MAKE FRAGMENT...
-	local tree=$1 build=$2 make=$3 option
+	local tree=$1 build=$2 make=$3 option id
 	shift 3
-	"$make" tinyconfig
-	(cd "$build" && "$tree/scripts/kconfig/merge_config.sh" -m -O "$build" .config "$@")
+	id=$({
+		git -C "$tree" ls-files -s '*Kconfig*' '*.config'
+		cat "$@"
+		declare -f configure
+	} | sha256sum)
+	! fresh "$build/configured" "$id" || return 0
+	rm -f "$build/configured"
+	# Like make tinyconfig, which asks the compiler twice for all that it can do. The last value counts.
+	KCONFIG_ALLCONFIG=$tree/kernel/configs/tiny-base.config "$make" allnoconfig
+	cat "$tree"/{kernel,arch/x86}/configs/tiny.config "$@" >>"$build/.config"
 	"$make" olddefconfig
 	while read -r option; do
 		case $option in
@@ -163,6 +171,7 @@ configure() { # TREE BUILD MAKE FRAGMENT...
 		*) grep -qxF "$option" "$build/.config" ;;
 		esac || die "the kernel does not take $option: a dependency is missing or the option is gone"
 	done < <(sed -nE 's/^# (CONFIG_\w+) is not set$/\1=n/; /^CONFIG_/p' "${@: -1}")
+	stamp "$build/configured" "$id"
 }
 
 # The commits of the series as scripts/apply has left them, oldest first.
