@@ -152,16 +152,21 @@ guests_of() { echo "$cache/guests/$1${KERNEL:+-$KERNEL}"; } # KIND
 # Configures a build by fragments on top of tinyconfig, if it isn't yet. The kernel has to
 # take all of the last one, in which CONFIG_X=n is the same as "is not set".
 configure() { # TREE BUILD MAKE FRAGMENT...
-	local tree=$1 build=$2 make=$3 option id
+	local tree=$1 build=$2 make=$3 option id tool
 	shift 3
+	# Kconfig asks for the versions of these.
 	id=$({
+		for tool in "${compiler:-gcc}" ld pahole rustc bindgen; do
+			"$tool" --version 2>/dev/null || true
+		done
 		git -C "$tree" ls-files -s '*Kconfig*' '*.config'
 		cat "$@"
 		declare -f configure
 	} | sha256sum)
 	! fresh "$build/configured" "$id" || return 0
 	rm -f "$build/configured"
-	# Like make tinyconfig, which asks the compiler twice for all that it can do. The last value counts.
+	# As make tinyconfig does, which runs Kconfig, and with it some 150 tests of the
+	# compiler, once more. Of several values of an option the last one counts.
 	KCONFIG_ALLCONFIG=$tree/kernel/configs/tiny-base.config "$make" allnoconfig
 	cat "$tree"/{kernel,arch/x86}/configs/tiny.config "$@" >>"$build/.config"
 	"$make" olddefconfig
